@@ -3,6 +3,7 @@
 
 pub(crate) mod actions;
 pub(crate) mod answer;
+pub(crate) mod created_flow;
 pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod error_body;

@@ -57,7 +57,7 @@ fn hex_digit(half: u8) -> char {
 }
 
 /// Replaces characters that XML does not allow even when escaped.
-fn legal(text: &str) -> String {
+pub(super) fn legal(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'.. => c,

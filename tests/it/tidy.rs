@@ -49,6 +49,7 @@ const LAYERS: &[&str] = &[
     "upstream",
     "observe",
     "credentials",
+    "idempotency",
     "limiter",
     "server",
     "call",

@@ -1,0 +1,313 @@
+//! All records. A record is claimed before its call queues, marked open before its first byte may
+//! leave, and ends as done, unknown or released. No key is evicted to make room: a key that does
+//! not fit is refused.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::fingerprint::{Fingerprint, RecordName};
+use super::record::{Created, Progress, Refused, Running, UnknownOutcome, Waiter};
+use crate::primitives::id::ClientId;
+
+/// The records of this process.
+pub(crate) struct Records {
+    table: Mutex<Table>,
+}
+
+/// How many records are kept, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// How long a finished key is remembered.
+    pub(crate) keep: Duration,
+    /// Maximum number of records.
+    pub(crate) max: usize,
+}
+
+struct Table {
+    bounds: Bounds,
+    records: HashMap<RecordName, Record>,
+    /// The number of records of each client.
+    clients: HashMap<ClientId, usize>,
+}
+
+struct Record {
+    client: ClientId,
+    state: State,
+}
+
+enum State {
+    Running(Arc<Running>),
+    Done(Fingerprint, Arc<Created>, Instant),
+    Unknown(Fingerprint, Arc<UnknownOutcome>, Instant),
+}
+
+/// What a call with a key finds.
+pub(crate) enum Found {
+    /// It is the first: the claim runs the call, the waiter waits for it.
+    New(Claim, Waiter),
+    /// A call of this key is under way.
+    Running(Waiter),
+    /// A call of this key has created a flow.
+    Done(Arc<Created>),
+    /// A call of this key may have created a flow.
+    Unknown(Arc<UnknownOutcome>),
+    /// Another order has this key.
+    Mismatch,
+    /// There is no room for another key.
+    Full,
+}
+
+/// The right to run the call of a key. Dropped, it releases the key: nothing was sent.
+pub(crate) struct Claim(Option<Owned>);
+
+/// A call of which an attempt may leave. Dropped without an end, its outcome is unknown.
+pub(crate) struct Marked(Option<Owned>);
+
+struct Owned {
+    records: Arc<Records>,
+    name: RecordName,
+    running: Arc<Running>,
+}
+
+/// Number of records that a sweep found to be too old.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Forgotten {
+    pub(crate) done: usize,
+    pub(crate) unknown: usize,
+}
+
+/// How long an unknown outcome is remembered, at least.
+const KEEP_UNKNOWN: Duration = Duration::from_secs(7 * 24 * 3600);
+
+// === impl Records ===
+
+impl Records {
+    pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::new(Table {
+                bounds,
+                records: HashMap::new(),
+                clients: HashMap::new(),
+            }),
+        })
+    }
+
+    /// Looks up the key of a call, and claims it if it is free. The permission of the client must
+    /// have been checked.
+    pub(crate) fn find(
+        self: &Arc<Self>,
+        name: RecordName,
+        client: &ClientId,
+        fingerprint: Fingerprint,
+    ) -> Found {
+        let mut table = self.table.lock();
+        if let Some(record) = table.records.get(&name) {
+            return record.find(fingerprint);
+        }
+        if !table.has_room(client) {
+            return Found::Full;
+        }
+        let running = Running::new(fingerprint);
+        let waiter = Waiter::of(&running);
+        table.insert(name, client.clone(), running.clone());
+        let owned = Owned {
+            records: self.clone(),
+            name,
+            running,
+        };
+        Found::New(Claim(Some(owned)), waiter)
+    }
+
+    /// Forgets the records that are too old.
+    pub(crate) fn forget_old(&self, now: Instant) -> Forgotten {
+        let mut table = self.table.lock();
+        let keep = table.bounds.keep;
+        let mut forgotten = Forgotten::default();
+        let old: Vec<_> = table
+            .records
+            .iter()
+            .filter(|(_, record)| record.is_old(keep, now))
+            .map(|(name, _)| *name)
+            .collect();
+        for name in old {
+            match table.remove(&name).map(|record| record.state) {
+                Some(State::Done(..)) => forgotten.done += 1,
+                Some(State::Unknown(..)) => forgotten.unknown += 1,
+                _ => {}
+            }
+        }
+        forgotten
+    }
+
+    /// Replaces the bounds. Records that do not fit are kept.
+    pub(crate) fn set_bounds(&self, bounds: Bounds) {
+        self.table.lock().bounds = bounds;
+    }
+
+    /// The number of records.
+    pub(crate) fn len(&self) -> usize {
+        self.table.lock().records.len()
+    }
+}
+
+// === impl Table ===
+
+impl Table {
+    /// One client may use half of the records.
+    fn has_room(&self, client: &ClientId) -> bool {
+        let own = self.clients.get(client).copied().unwrap_or_default();
+        self.records.len() < self.bounds.max && own < self.bounds.max.div_ceil(2)
+    }
+
+    fn insert(&mut self, name: RecordName, client: ClientId, running: Arc<Running>) {
+        *self.clients.entry(client.clone()).or_default() += 1;
+        let state = State::Running(running);
+        self.records.insert(name, Record { client, state });
+    }
+
+    fn remove(&mut self, name: &RecordName) -> Option<Record> {
+        let record = self.records.remove(name)?;
+        if let MapEntry::Occupied(mut count) = self.clients.entry(record.client.clone()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        Some(record)
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    fn find(&self, fingerprint: Fingerprint) -> Found {
+        if self.fingerprint() != fingerprint {
+            return Found::Mismatch;
+        }
+        match &self.state {
+            State::Running(running) => Found::Running(Waiter::of(running)),
+            State::Done(_, created, _) => Found::Done(created.clone()),
+            State::Unknown(_, unknown, _) => Found::Unknown(unknown.clone()),
+        }
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        match &self.state {
+            State::Running(running) => running.fingerprint,
+            State::Done(fingerprint, ..) | State::Unknown(fingerprint, ..) => *fingerprint,
+        }
+    }
+
+    fn is_old(&self, keep: Duration, now: Instant) -> bool {
+        match self.state {
+            State::Running(_) => false,
+            State::Done(.., at) => now.duration_since(at) >= keep,
+            State::Unknown(.., at) => now.duration_since(at) >= keep.max(KEEP_UNKNOWN),
+        }
+    }
+}
+
+// === impl Claim ===
+
+impl Claim {
+    /// Records that an attempt may leave from now on.
+    pub(crate) fn mark(mut self) -> Marked {
+        let owned = self.0.take();
+        if let Some(owned) = &owned {
+            owned.running.set(Progress::Open);
+        }
+        Marked(owned)
+    }
+
+    /// Waits until no caller waits for the call any more.
+    pub(crate) async fn abandoned(&self) {
+        match &self.0 {
+            Some(owned) => owned.running.abandoned().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Frees the key, because the call was refused before anything was sent.
+    pub(crate) fn release(mut self, refused: Option<Refused>) {
+        if let Some(owned) = self.0.take() {
+            owned.release(refused);
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(owned) = self.0.take() {
+            owned.release(None);
+        }
+    }
+}
+
+// === impl Marked ===
+
+impl Marked {
+    /// CAMS has created the flow.
+    pub(crate) fn done(mut self, created: Created) {
+        if let Some(owned) = self.0.take() {
+            let created = Arc::new(created);
+            let state = State::Done(owned.running.fingerprint, created.clone(), Instant::now());
+            owned.end(state, Progress::Done(created));
+        }
+    }
+
+    /// CAMS has certainly not created the flow.
+    pub(crate) fn release(mut self, refused: Option<Refused>) {
+        if let Some(owned) = self.0.take() {
+            owned.release(refused);
+        }
+    }
+
+    /// CAMS may have created the flow.
+    pub(crate) fn unknown(mut self, unknown: UnknownOutcome) {
+        if let Some(owned) = self.0.take() {
+            owned.unknown(unknown);
+        }
+    }
+}
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        if let Some(owned) = self.0.take() {
+            owned.unknown(UnknownOutcome {
+                reason: "the call was interrupted".into(),
+                request_id: None,
+            });
+        }
+    }
+}
+
+// === impl Owned ===
+
+impl Owned {
+    fn unknown(self, unknown: UnknownOutcome) {
+        let unknown = Arc::new(unknown);
+        let state = State::Unknown(self.running.fingerprint, unknown.clone(), Instant::now());
+        self.end(state, Progress::Unknown(unknown));
+    }
+
+    /// The table first: whoever is told must find the same there.
+    fn end(self, state: State, progress: Progress) {
+        if let Some(record) = self.records.table.lock().records.get_mut(&self.name) {
+            record.state = state;
+        }
+        self.running.set(progress);
+    }
+
+    fn release(self, refused: Option<Refused>) {
+        self.records.table.lock().remove(&self.name);
+        self.running.set(Progress::Released(refused.map(Arc::new)));
+    }
+}
+
+#[cfg(test)]
+mod tests;
