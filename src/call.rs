@@ -9,6 +9,7 @@ pub(crate) mod classify;
 pub(crate) mod credentials;
 pub(crate) mod current_config;
 pub(crate) mod hold;
+mod idempotency;
 pub(crate) mod identify;
 pub(crate) mod judge;
 pub(crate) mod reply;
@@ -18,6 +19,7 @@ pub(crate) mod sign;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod unread;
+mod waiting;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use tokio::time::{Instant, Sleep};
 use crate::acs::actions::{self, Effect};
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::call::credentials::SessionWait;
+use crate::call::idempotency::Order;
 use crate::call::identify::{Caller, Claim, Sendable};
 use crate::call::judge::Verdict;
 use crate::call::reply::ErrorFormat;
@@ -50,7 +53,7 @@ use crate::server::CallerDisconnected;
 use crate::server::per_address::{CallSource, TooManyCalls};
 use crate::server::socket::Disconnect;
 use crate::server::timeouts::LARGE_HEAD;
-use crate::upstream::{Connection, Upstream};
+use crate::upstream::{Connection, Upstream, UpstreamResponse};
 
 /// Why a call ends without an answer from CAMS.
 enum CallFailure {
@@ -125,12 +128,19 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     // Boxed, so that a queued call does not reserve memory for this finished step.
-    let accepted = Box::pin(arrive(services, request, admission, record, format)).await?;
+    let mut accepted = Box::pin(arrive(services, request, admission, record, format)).await?;
+    if let Some(order) = accepted.order.take() {
+        let answer = idempotency::answer(services, accepted, &order, record, format);
+        return Ok(Box::pin(answer).await?);
+    }
     let mut call = ActiveCall::new(services, accepted, record)?;
     loop {
         call.have_session().await?;
         let permit = call.queue().await?;
-        let Some(sending) = call.sign(permit, disconnect)? else {
+        if disconnect.has_disconnected() {
+            return Err(CallFailure::CallerDisconnected);
+        }
+        let Some(sending) = call.sign(permit)? else {
             continue;
         };
         let attempted = call.attempt(sending).await;
@@ -159,6 +169,8 @@ struct ActiveCall<'a> {
     limited_call: LimitedCall<Upstream>,
     /// The generation of the configuration that it was last checked with.
     generation: u64,
+    /// The end of the hold. A call with an idempotency key is waited for longer.
+    answer_by: Instant,
     /// Whether its credentials were renewed, which is done at most once.
     renewed: bool,
     /// Whether it was sent again with a corrected time stamp, which is done at most once.
@@ -179,6 +191,7 @@ impl<'a> ActiveCall<'a> {
             upstream,
             bytes,
             generation,
+            order: _,
         } = accepted;
         let metrics = services.metrics.calls(operation.labels());
         record.queued(operation.clone(), metrics.clone());
@@ -187,6 +200,7 @@ impl<'a> ActiveCall<'a> {
             services,
             record,
             call,
+            answer_by: limited_call.arrived() + operation.hold,
             operation,
             metrics,
             limited_call,
@@ -194,6 +208,25 @@ impl<'a> ActiveCall<'a> {
             renewed: false,
             restamped: false,
         })
+    }
+
+    /// A call that continues without its caller: an attempt has the time that the upstream's answer
+    /// may take.
+    fn in_background(
+        services: &'a Arc<CallServices>,
+        accepted: AcceptedCall,
+        record: &'a mut Record,
+    ) -> Result<Self, Refusal> {
+        let mut call = Self::new(services, accepted, record)?;
+        let config = &services.current_config.load_full().config;
+        call.answer_by += config.upstream.answer_timeout;
+        Ok(call)
+    }
+
+    /// Waits for a session and for the permission to send.
+    async fn permit(&mut self) -> Result<SendPermit<Upstream>, Refusal> {
+        self.have_session().await?;
+        self.queue().await
     }
 
     /// Waits until the call's account has a session to sign with. Boxed if there is none, so that
@@ -226,17 +259,10 @@ impl<'a> ActiveCall<'a> {
     }
 
     /// Builds the request of one attempt with the current configuration, for the permit's
-    /// connection. Fails if the caller has disconnected. Returns `None` if the account's session has
-    /// ended while the call was queued: then the permit is given back.
-    fn sign(
-        &mut self,
-        permit: SendPermit<Upstream>,
-        disconnect: &Disconnect,
-    ) -> Result<Option<Sending>, CallFailure> {
+    /// connection. Returns `None` if the account's session has ended while the call was queued: then
+    /// the permit is given back.
+    fn sign(&mut self, permit: SendPermit<Upstream>) -> Result<Option<Sending>, Refusal> {
         self.record.permit_granted(self.limited_call.age());
-        if disconnect.has_disconnected() {
-            return Err(CallFailure::CallerDisconnected);
-        }
         let config_snapshot = self.services.current_config.load();
         config_snapshot.recheck(
             &mut self.call,
@@ -269,7 +295,7 @@ impl<'a> ActiveCall<'a> {
             correction,
             deadlines: Deadlines {
                 send_by: self.limited_call.send_by(),
-                answer_by: self.answer_by(),
+                answer_by: self.answer_by,
             },
             note,
         }))
@@ -317,7 +343,7 @@ impl<'a> ActiveCall<'a> {
                 keeper.replace(refused, give_up).await
             }
             _ => {
-                let give_up = self.answer_by();
+                let give_up = self.answer_by;
                 current_config
                     .wait_for_reload(self.generation, give_up)
                     .await
@@ -360,21 +386,23 @@ impl<'a> ActiveCall<'a> {
         judged: Judged,
         advice: Duration,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let Judged {
-            answer, verdict, ..
-        } = judged;
-        let service = self.record.service();
-        let predicted_wait = || self.limited_call.predicted_wait().max(advice);
-        let action = self.operation.action.as_str();
-        let response = reply::pass_on(answer, &verdict, action, service, predicted_wait)?;
+        let response = self.pass_on(judged.answer, &judged.verdict, advice)?;
+        let verdict = &judged.verdict;
         self.record
             .answered(verdict.outcome(), verdict.code(), response.status());
         Ok(response)
     }
 
-    /// End of the hold.
-    fn answer_by(&self) -> Instant {
-        self.limited_call.arrived() + self.operation.hold
+    fn pass_on(
+        &self,
+        answer: Option<UpstreamResponse>,
+        verdict: &Verdict,
+        advice: Duration,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let service = self.record.service();
+        let predicted_wait = || self.limited_call.predicted_wait().max(advice);
+        let action = self.operation.action.as_str();
+        reply::pass_on(answer, verdict, action, service, predicted_wait)
     }
 
     fn only_reads(&self) -> bool {
@@ -427,6 +455,8 @@ struct AcceptedCall {
     bytes: usize,
     /// The generation of the configuration that it was identified with.
     generation: u64,
+    /// The order that its idempotency key stands for, if it has one.
+    order: Option<Box<Order>>,
 }
 
 /// The steps before the queue: identify the caller, read the body, classify the operation.
@@ -469,10 +499,12 @@ where
         claim
     };
     let proved = prove(services, claim, body, accepted).await;
-    let caller = services.count_proof(proved)?;
+    let mut caller = services.count_proof(proved)?;
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.set_flow_name(caller.flow_name().as_deref());
+    let order = idempotency::order(&mut caller, &head.headers, config)?;
     Ok(AcceptedCall {
+        order,
         operation: Arc::new(operation),
         upstream: config_snapshot.upstreams.get(caller.upstream()).clone(),
         bytes: caller.bytes().max(large_head(head_size)),

@@ -105,6 +105,8 @@ pub struct Config {
     pub quota: Quota,
     /// What SIGTERM does.
     pub drain: Drain,
+    /// Idempotency keys.
+    pub exactly_once: ExactlyOnce,
     /// What is written to standard error.
     pub log: Log,
     /// The journal of attempts, if one is configured.
@@ -357,6 +359,18 @@ pub struct Retry {
     pub max_pause: Duration,
     /// Whether a call that only reads is repeated after an unknown outcome.
     pub reads: bool,
+}
+
+/// `[exactly_once]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ExactlyOnce {
+    /// Whether idempotency keys of CreateFlow are honoured.
+    pub keys: bool,
+    /// How long a finished key is remembered.
+    #[serde(serialize_with = "serializers::time")]
+    pub keep: Duration,
+    /// Maximum number of keys that are remembered.
+    pub max_keys: usize,
 }
 
 /// `[drain]`.

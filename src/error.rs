@@ -43,6 +43,10 @@ pub(crate) enum Kind {
     QueueFull,
     /// An operator flushed the lane, or a reload moved the key to another account.
     Flushed,
+    /// The idempotency key belongs to another order.
+    IdempotentParameterMismatch,
+    /// There is no room for another idempotency key.
+    KeysFull,
     /// Flowgate is shutting down, and the call cannot finish within the grace period.
     Draining,
     /// The store of the shared quota is down, and this replica has no part of the quota.
@@ -101,6 +105,8 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
     /// The forecast that led to the refusal.
     pub(crate) queued: Option<Queued>,
+    /// What the refusal has to do with the call's idempotency key.
+    pub(crate) key: Option<&'static str>,
     /// The claimed caller, for the log; never on the wire.
     pub(crate) claimed_identity: Option<ClaimedIdentity>,
 }
@@ -175,6 +181,8 @@ impl Kind {
             HoldExpired,
             QueueFull,
             Flushed,
+            IdempotentParameterMismatch,
+            KeysFull,
             Draining,
             StoreUnavailable,
             UpstreamUnreachable,
@@ -226,6 +234,10 @@ impl Kind {
             Self::HoldExpired => (400, "System.LimitControl", Refused, "hold_expired"),
             Self::QueueFull => (400, "System.LimitControl", Refused, "queue_full"),
             Self::Flushed => (400, "System.LimitControl", Refused, "flushed"),
+            Self::KeysFull => (400, "System.LimitControl", Refused, "keys_full"),
+            Self::IdempotentParameterMismatch => {
+                (400, "IdempotentParameterMismatch", Invalid, "key_mismatch")
+            }
             Self::StoreUnavailable => (400, "System.LimitControl", Refused, "store_unavailable"),
             Self::Draining => (503, "Flowgate.Draining", Refused, "draining"),
             Self::UpstreamUnreachable => (
@@ -302,6 +314,7 @@ impl Refusal {
             message: message.into(),
             retry_after: None,
             queued: None,
+            key: None,
             claimed_identity: None,
         }
     }
@@ -318,6 +331,14 @@ impl Refusal {
     pub(crate) fn queued(self, ahead: usize, wait: Duration) -> Self {
         Self {
             queued: Some(Queued { ahead, wait }),
+            ..self
+        }
+    }
+
+    /// Adds what the refusal has to do with the call's idempotency key.
+    pub(crate) fn with_key(self, state: &'static str) -> Self {
+        Self {
+            key: Some(state),
             ..self
         }
     }

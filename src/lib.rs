@@ -51,7 +51,6 @@ pub mod cli;
 pub mod config;
 mod credentials;
 pub(crate) mod error;
-#[allow(dead_code, reason = "used by the commits that follow")]
 mod idempotency;
 mod limiter;
 pub mod observe;

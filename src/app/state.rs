@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::app::start_error::StartError;
 use crate::call::current_config::Endpoints;
 use crate::call::reply;
-use crate::call::services::CallServices;
+use crate::call::services::{CallServices, bounds_of_keys};
 use crate::config::{self, Bind, Config};
 use crate::credentials::keepers::Keepers;
 use crate::limiter::shared::Quota;
@@ -136,6 +136,9 @@ impl AppState {
         self.calls.limiter.reroute(config_snapshot.routes());
         self.calls.limiter.reload(&config_snapshot.config);
         self.calls.current_config.store(config_snapshot.clone());
+        self.calls
+            .records
+            .set_bounds(bounds_of_keys(&config_snapshot.config));
         self.calls
             .unverified
             .resize(config_snapshot.config.listen.max_unverified);

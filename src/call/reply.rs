@@ -12,12 +12,14 @@ use hyper::header::{
 use hyper::http::request;
 use hyper::{Request, Response, Uri};
 
+use crate::acs::created_flow::CreatedFlow;
 use crate::acs::error_body::{self, ErrorBody, Format};
 use crate::acs::hop_by_hop::{connection_listed, is_hop_by_hop};
 use crate::call::identify;
 use crate::call::judge::Verdict;
 use crate::config::Bind;
 use crate::error::{Kind, Refusal};
+use crate::idempotency::KeyState;
 use crate::observe::record::CallStats;
 use crate::primitives::text::{capped, millis};
 use crate::process::shutdown::Phase;
@@ -27,6 +29,7 @@ use crate::upstream::UpstreamResponse;
 const ACS_RETRY_AFTER: HeaderName = HeaderName::from_static("x-acs-retry-after");
 const FLOWGATE_ERROR: HeaderName = HeaderName::from_static("x-flowgate-error");
 const FLOWGATE_WAITED: HeaderName = HeaderName::from_static("x-flowgate-waited");
+const FLOWGATE_IDEMPOTENCY: HeaderName = HeaderName::from_static("x-flowgate-idempotency");
 const FLOWGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-flowgate-attempts");
 
 /// `Recommend` of an error, where CAMS puts a link to its diagnosis. Flowgate's message already
@@ -136,6 +139,38 @@ pub(crate) fn pass_on(
     Ok(response)
 }
 
+/// The answer to a repetition of a CreateFlow that has created this flow.
+pub(crate) fn replay(
+    flow: &CreatedFlow<'_>,
+    state: KeyState,
+    format: &ErrorFormat,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(flow.write(format.format))));
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(format.format.content_type()),
+    );
+    headers.insert(FLOWGATE_ATTEMPTS, HeaderValue::from(0));
+    mark_key(headers, state);
+    response
+}
+
+/// What the answer has to do with the call's idempotency key.
+pub(crate) fn key_state(headers: &HeaderMap) -> Option<&'static str> {
+    let stated = headers.get(FLOWGATE_IDEMPOTENCY)?;
+    let mut states = KeyState::ALL.iter().map(|state| state.label());
+    states.find(|state| stated == state)
+}
+
+/// States what the answer has to do with the call's idempotency key.
+pub(crate) fn mark_key(headers: &mut HeaderMap, state: KeyState) {
+    headers.insert(
+        FLOWGATE_IDEMPOTENCY,
+        HeaderValue::from_static(state.label()),
+    );
+}
+
 /// The answer for a refusal.
 pub(crate) fn refuse(
     refusal: &Refusal,
@@ -165,6 +200,9 @@ pub(crate) fn refuse(
     );
     if let Some(wait) = refusal.retry_after {
         advise(headers, wait);
+    }
+    if let Some(state) = refusal.key {
+        headers.insert(FLOWGATE_IDEMPOTENCY, HeaderValue::from_static(state));
     }
     if let Some(queued) = refusal.queued {
         headers.insert(

@@ -7,12 +7,13 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::body;
-use super::credentials::SessionWaits;
 use super::current_config::{CurrentConfig, Endpoints};
 use super::hold::margin::Margins;
 use super::identify::{self, Caller, Claim, Nonces};
+use super::waiting::WaitingCalls;
 use crate::config::{Config, Listen};
 use crate::error::{Kind, Refusal};
+use crate::idempotency::records::{Bounds, Records};
 use crate::limiter::Limiter;
 use crate::limiter::shared::Quota;
 use crate::observe::journal::Journal;
@@ -40,8 +41,12 @@ pub(crate) struct CallServices {
     /// Recent answer times of CAMS.
     pub(super) margins: Margins,
     /// Calls that wait for a session of their account.
-    pub(crate) session_waits: SessionWaits,
-    /// Attempts in flight.
+    pub(crate) session_waits: WaitingCalls,
+    /// Calls that wait for the call of their idempotency key.
+    pub(super) key_waits: WaitingCalls,
+    /// The idempotency keys of calls.
+    pub(crate) records: Arc<Records>,
+    /// Attempts in flight, and calls that continue without their callers.
     pub(super) attempts: TaskTracker,
 }
 
@@ -76,17 +81,20 @@ impl CallServices {
             unverified: ByteBudget::new(max_unverified),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
-            session_waits: SessionWaits::default(),
+            session_waits: WaitingCalls::default(),
+            key_waits: WaitingCalls::default(),
+            records: Records::new(bounds_of_keys(&config_snapshot.config)),
             attempts: TaskTracker::new(),
             current_config,
         }
     }
 
-    /// Removes idle lanes, and the nonces that are too old at `now`. `uptime` is the time of the
+    /// Removes idle lanes, old idempotency keys, and the nonces that are too old at `now`. `uptime` is the time of the
     /// monotonic clock.
     pub(crate) fn forget_idle(&self, now: SystemTime, uptime: Instant) {
         self.limiter.forget_idle();
         self.nonces.forget_idle(now, uptime);
+        self.records.forget_old(uptime);
     }
 
     /// Waits until every attempt has ended, including attempts whose callers have disconnected. No
@@ -148,5 +156,13 @@ impl CallServices {
             _ => return,
         };
         self.metrics.signature_check(result);
+    }
+}
+
+/// The bounds of idempotency keys.
+pub(crate) fn bounds_of_keys(config: &Config) -> Bounds {
+    Bounds {
+        keep: config.exactly_once.keep,
+        max: config.exactly_once.max_keys,
     }
 }

@@ -4,6 +4,7 @@
 //! [`Config`]. The function of a section reads all keys before it returns `None` for one of them,
 //! so that all mistakes are reported.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use super::read::{Field, MAX_TIME, POSITIVE, Reader, Section};
 use super::secrets::secret;
 use super::units::Size;
 use super::{
-    Account, Bind, Client, Collector, Config, Drain, Hold, Journal, Learn, Listen, Log, LogFormat,
-    Mode, Queue, Retry, Telemetry, Tenant, Time, UnknownKeys,
+    Account, Bind, Client, Collector, Config, Drain, ExactlyOnce, Hold, Journal, Learn, Listen,
+    Log, LogFormat, Mode, Queue, Retry, Telemetry, Tenant, Time, UnknownKeys,
 };
 use crate::primitives::secret::Secret;
 
@@ -74,6 +75,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let quota = quota::check(root.table("quota"), limits.as_ref());
     let retry = retry(root.table("retry"));
     let drain = drain(root.table("drain"));
+    let exactly_once = exactly_once(root.table("exactly_once"));
     let log = log(root.table("log"));
     let journal = journal(root.key("journal"));
     let telemetry = telemetry(root.table("telemetry"));
@@ -94,6 +96,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
         retry: retry?,
         quota: quota?,
         drain: drain?,
+        exactly_once: exactly_once?,
         log: log?,
         journal: journal?,
         telemetry: telemetry?,
@@ -315,6 +318,22 @@ fn retry(mut section: Section<'_>) -> Option<Retry> {
         max: max?,
         max_pause: max_pause?,
         reads: reads?,
+    })
+}
+
+/// How long a finished key may be remembered.
+const KEEP_KEYS: RangeInclusive<Duration> =
+    Duration::from_secs(3600)..=Duration::from_secs(7 * 24 * 3600);
+
+fn exactly_once(mut section: Section<'_>) -> Option<ExactlyOnce> {
+    let keys = section.key("keys").flag();
+    let keep = section.key("keep").time(&KEEP_KEYS);
+    let max_keys = section.key("max_keys").count(&(1..=100_000_000));
+    section.done();
+    Some(ExactlyOnce {
+        keys: keys?,
+        keep: keep?,
+        max_keys: usize::try_from(max_keys?).ok()?,
     })
 }
 

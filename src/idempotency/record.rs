@@ -3,10 +3,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
 use tokio::sync::{Notify, watch};
 
 use super::fingerprint::Fingerprint;
+use crate::error::{Outcome, Refusal};
 
 /// How far the call of a key is.
 #[derive(Clone)]
@@ -15,12 +20,26 @@ pub(crate) enum Progress {
     Claimed,
     /// An attempt is under way, or CAMS may still execute one.
     Open,
+    /// It has ended.
+    Ended(Arc<Ending>),
+}
+
+/// The end of a call.
+pub(crate) struct Ending {
+    pub(crate) end: End,
+    /// The answer to those who wait for it; it is not stored. `None`: the call was interrupted.
+    pub(crate) answer: Option<Answer>,
+}
+
+/// What a call has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
     /// CAMS has created the flow.
     Done(Arc<Created>),
     /// CAMS may have created the flow.
     Unknown(Arc<UnknownOutcome>),
     /// CAMS has certainly not created the flow. The key is free again.
-    Released(Option<Arc<Refused>>),
+    Released,
 }
 
 /// The flow that a call has created.
@@ -40,13 +59,15 @@ pub(crate) struct UnknownOutcome {
     pub(crate) request_id: Option<Box<str>>,
 }
 
-/// A call that was refused. It is not stored: only the callers that wait for it learn of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    pub(crate) status: u16,
+/// The answer of a call, and what its log line says.
+pub(crate) struct Answer {
+    pub(crate) result: Result<Response<Full<Bytes>>, Refusal>,
+    pub(crate) outcome: Outcome,
+    /// CAMS's code.
     pub(crate) code: Box<str>,
-    pub(crate) message: Box<str>,
-    pub(crate) request_id: Option<Box<str>>,
+    pub(crate) attempts: u32,
+    /// Time from the arrival to the permit of the last attempt.
+    pub(crate) waited: Duration,
 }
 
 /// A call that is under way.
@@ -64,12 +85,14 @@ pub(crate) struct Waiter {
     progress: watch::Receiver<Progress>,
 }
 
-// === impl Progress ===
+// === impl Ending ===
 
-impl Progress {
-    /// Whether the call has ended.
-    pub(crate) fn has_ended(&self) -> bool {
-        !matches!(self, Self::Claimed | Self::Open)
+impl Ending {
+    /// Whether CAMS has answered the call.
+    pub(crate) fn was_sent(&self) -> bool {
+        self.answer
+            .as_ref()
+            .is_some_and(|answer| answer.attempts > 0)
     }
 }
 
@@ -118,12 +141,27 @@ impl Waiter {
         self.progress.borrow().clone()
     }
 
+    /// Waits until an attempt of the call may leave, or it has ended.
+    pub(crate) async fn opened(&mut self) {
+        let opened = self
+            .progress
+            .wait_for(|progress| !matches!(progress, Progress::Claimed));
+        drop(
+            opened
+                .await
+                .expect("this waiter holds the record, and with it the sender"),
+        );
+    }
+
     /// Waits until the call has ended, without a limit.
-    pub(crate) async fn end(&mut self) -> Progress {
-        let ended = self.progress.wait_for(Progress::has_ended).await;
-        ended
-            .expect("the record is held by this waiter, and with it the sender")
-            .clone()
+    pub(crate) async fn end(&mut self) -> Arc<Ending> {
+        loop {
+            if let Progress::Ended(ending) = &*self.progress.borrow_and_update() {
+                return ending.clone();
+            }
+            let changed = self.progress.changed().await;
+            changed.expect("this waiter holds the record, and with it the sender");
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, RecordName};
-use super::record::{Created, Progress, Refused, Running, UnknownOutcome, Waiter};
+use super::record::{Answer, Created, End, Ending, Progress, Running, UnknownOutcome, Waiter};
 use crate::primitives::id::ClientId;
 
 /// The records of this process.
@@ -233,9 +233,9 @@ impl Claim {
     }
 
     /// Frees the key, because the call was refused before anything was sent.
-    pub(crate) fn release(mut self, refused: Option<Refused>) {
+    pub(crate) fn release(mut self, answer: Answer) {
         if let Some(owned) = self.0.take() {
-            owned.release(refused);
+            owned.end(End::Released, Some(answer));
         }
     }
 }
@@ -243,7 +243,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(owned) = self.0.take() {
-            owned.release(None);
+            owned.end(End::Released, None);
         }
     }
 }
@@ -251,26 +251,10 @@ impl Drop for Claim {
 // === impl Marked ===
 
 impl Marked {
-    /// CAMS has created the flow.
-    pub(crate) fn done(mut self, created: Created) {
+    /// The call has ended.
+    pub(crate) fn end(mut self, end: End, answer: Answer) {
         if let Some(owned) = self.0.take() {
-            let created = Arc::new(created);
-            let state = State::Done(owned.running.fingerprint, created.clone(), Instant::now());
-            owned.end(state, Progress::Done(created));
-        }
-    }
-
-    /// CAMS has certainly not created the flow.
-    pub(crate) fn release(mut self, refused: Option<Refused>) {
-        if let Some(owned) = self.0.take() {
-            owned.release(refused);
-        }
-    }
-
-    /// CAMS may have created the flow.
-    pub(crate) fn unknown(mut self, unknown: UnknownOutcome) {
-        if let Some(owned) = self.0.take() {
-            owned.unknown(unknown);
+            owned.end(end, Some(answer));
         }
     }
 }
@@ -278,10 +262,11 @@ impl Marked {
 impl Drop for Marked {
     fn drop(&mut self) {
         if let Some(owned) = self.0.take() {
-            owned.unknown(UnknownOutcome {
+            let unknown = UnknownOutcome {
                 reason: "the call was interrupted".into(),
                 request_id: None,
-            });
+            };
+            owned.end(End::Unknown(Arc::new(unknown)), None);
         }
     }
 }
@@ -289,23 +274,27 @@ impl Drop for Marked {
 // === impl Owned ===
 
 impl Owned {
-    fn unknown(self, unknown: UnknownOutcome) {
-        let unknown = Arc::new(unknown);
-        let state = State::Unknown(self.running.fingerprint, unknown.clone(), Instant::now());
-        self.end(state, Progress::Unknown(unknown));
-    }
-
     /// The table first: whoever is told must find the same there.
-    fn end(self, state: State, progress: Progress) {
-        if let Some(record) = self.records.table.lock().records.get_mut(&self.name) {
-            record.state = state;
+    fn end(self, end: End, answer: Option<Answer>) {
+        let mut table = self.records.table.lock();
+        let fingerprint = self.running.fingerprint;
+        let now = Instant::now();
+        let state = match &end {
+            End::Done(created) => Some(State::Done(fingerprint, created.clone(), now)),
+            End::Unknown(unknown) => Some(State::Unknown(fingerprint, unknown.clone(), now)),
+            End::Released => None,
+        };
+        match state {
+            None => drop(table.remove(&self.name)),
+            Some(state) => {
+                if let Some(record) = table.records.get_mut(&self.name) {
+                    record.state = state;
+                }
+            }
         }
-        self.running.set(progress);
-    }
-
-    fn release(self, refused: Option<Refused>) {
-        self.records.table.lock().remove(&self.name);
-        self.running.set(Progress::Released(refused.map(Arc::new)));
+        drop(table);
+        let ending = Ending { end, answer };
+        self.running.set(Progress::Ended(Arc::new(ending)));
     }
 }
 

@@ -110,22 +110,7 @@ impl<K: Connector> Limiter<K> {
     ) -> Result<LimitedCall<K>, Refusal> {
         let now = Instant::now();
         let lane = operation.limit.is_some().then(|| self.lane(operation));
-        let client_budget =
-            self.client_budget((operation.account.clone(), operation.client.clone()));
-        let Some(client_reservation) = client_budget.take(bytes) else {
-            return Err(memory_full(
-                lane.as_ref(),
-                "This client's part of Flowgate's memory for queued calls",
-                now,
-            ));
-        };
-        let Some(reservation) = self.inner.budget.take(bytes) else {
-            return Err(memory_full(
-                lane.as_ref(),
-                "Flowgate's memory for queued calls",
-                now,
-            ));
-        };
+        let reservations = self.reserve_for(operation, lane.as_ref(), bytes)?;
         let entry = QueueEntry {
             sequence: Sequence(self.next_sequence.fetch_add(1, Ordering::Relaxed)),
             client: operation.client.clone(),
@@ -140,8 +125,40 @@ impl<K: Connector> Limiter<K> {
             entry,
             send_by: now + operation.wait,
             admitted: false,
-            _bytes: [client_reservation, reservation],
+            _bytes: reservations,
         })
+    }
+
+    /// Reserves memory for a call that waits outside a lane.
+    pub(crate) fn reserve(
+        &self,
+        operation: &Operation,
+        bytes: usize,
+    ) -> Result<[Reservation; 2], Refusal> {
+        let lane = operation.limit.is_some().then(|| self.lane(operation));
+        self.reserve_for(operation, lane.as_ref(), bytes)
+    }
+
+    fn reserve_for(
+        &self,
+        operation: &Operation,
+        lane: Option<&Arc<LaneHandle<K>>>,
+        bytes: usize,
+    ) -> Result<[Reservation; 2], Refusal> {
+        let now = Instant::now();
+        let client_budget =
+            self.client_budget((operation.account.clone(), operation.client.clone()));
+        let Some(client_reservation) = client_budget.take(bytes) else {
+            return Err(memory_full(
+                lane,
+                "This client's part of Flowgate's memory for queued calls",
+                now,
+            ));
+        };
+        let Some(reservation) = self.inner.budget.take(bytes) else {
+            return Err(memory_full(lane, "Flowgate's memory for queued calls", now));
+        };
+        Ok([client_reservation, reservation])
     }
 
     /// Applies a reloaded configuration, also to queued calls. A lane whose limit has changed

@@ -53,6 +53,7 @@ pub(crate) struct Metrics {
     cancelled: IntCounterVec,
     shadow_decisions: IntCounterVec,
     signature_checks: IntCounterVec,
+    keyed_calls: IntCounterVec,
     operator_actions: IntCounterVec,
     log_lines_dropped: IntCounter,
     /// Connections of callers and of operators.
@@ -103,6 +104,7 @@ impl Metrics {
         let cancelled = "Calls whose caller disconnected, by the stage of the call.";
         let shadow = "Calls in observe mode, by what the limit would have done to them.";
         let checks = "Checks of callers' signatures, by result.";
+        let keyed = "Calls with an idempotency key, by what they were answered with.";
         let actions = "Operator actions on lanes, by action.";
         let lines = "Log lines that were dropped because their reader was too slow.";
         Self {
@@ -118,6 +120,7 @@ impl Metrics {
                 &["account", "action", "decision"],
             ),
             signature_checks: r.counter("signature_checks_total", checks, &["result"]),
+            keyed_calls: r.counter("keyed_calls_total", keyed, &["account", "result"]),
             operator_actions: r.counter("operator_actions_total", actions, &["action"]),
             log_lines_dropped: r.only_counter("log_lines_dropped_total", lines),
             connections: ConnectionMetrics::new(&r),
@@ -140,6 +143,11 @@ impl Metrics {
     /// Counts a call that ended before it was classified.
     pub(crate) fn ended(&self, account: &str, action: &str, outcome: Outcome) {
         self.calls.ended(account, action, outcome);
+    }
+
+    /// Counts a call with an idempotency key.
+    pub(crate) fn keyed_call(&self, account: &str, result: &str) {
+        self.keyed_calls.with_label_values(&[account, result]).inc();
     }
 
     /// Counts a call that Flowgate refused itself.

@@ -109,6 +109,27 @@ impl Record {
         }
     }
 
+    /// The record of a call that continues without its caller: it counts the waits and the attempts,
+    /// and not the end, which is that of each caller.
+    pub(crate) fn background(telemetry: Arc<CallTelemetry>, request_id: &str) -> Self {
+        let mut record = Self::new(telemetry, None);
+        record.request_id = request_id.into();
+        record.ended = true;
+        record
+    }
+
+    /// Takes over the attempts and the wait of the call that answered for this one.
+    pub(crate) fn follow(&mut self, attempts: u32, waited: Duration) {
+        self.stage = Stage::Queued;
+        self.attempts = attempts;
+        self.waited = Some(waited);
+    }
+
+    /// An attempt of the call that answers for this one may have left.
+    pub(crate) fn follows_attempt(&mut self) {
+        self.stage = Stage::InFlight;
+    }
+
     /// Joins the trace of the caller, or begins one for `percent` of the other calls.
     pub(crate) fn start_trace(&mut self, headers: &HeaderMap, wall: SystemTime, percent: u32) {
         let arrived = Timestamp {

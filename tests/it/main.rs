@@ -31,6 +31,7 @@ mod hang_up;
 mod hardening;
 mod health;
 mod holds;
+mod idempotency;
 mod identification;
 mod journal;
 mod journey;

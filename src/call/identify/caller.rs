@@ -207,6 +207,13 @@ impl Caller {
         }
     }
 
+    /// Removes a parameter, which is then not sent to CAMS.
+    pub(crate) fn remove_param(&mut self, name: &str) {
+        if let Self::Verified(call) = self {
+            call.params.retain(|other| other != name);
+        }
+    }
+
     /// The name of the flow: the parameter `FlowName`, or that field of a `CreateFlow` body in
     /// JSON.
     pub(crate) fn flow_name(&self) -> Option<Cow<'_, str>> {

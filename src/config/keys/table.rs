@@ -699,6 +699,24 @@ pub(crate) const KEYS: &[Key] = &[
         "`true`: after SIGTERM no call of a limited action is sent, and waiting calls are refused with a time to retry. For deployments where the successor may start before this process has ended, so that both would spend the quota.",
     ),
     key(
+        "exactly_once.keys",
+        Kind::Flag,
+        Some("true"),
+        "Honours the idempotency key of a CreateFlow: the header `Idempotency-Key` or `x-flowgate-idempotency-key`, or the parameter `ClientToken`. Of all calls with one key of one client CAMS executes at most one. `false`: the headers are ignored, and `ClientToken` is sent on.",
+    ),
+    key(
+        "exactly_once.keep",
+        Kind::Time,
+        Some("24h"),
+        "How long a finished key is remembered, 1h to 168h. A key whose outcome is unknown is remembered for seven days.",
+    ),
+    key(
+        "exactly_once.max_keys",
+        Kind::Count,
+        Some("500000"),
+        "Maximum number of keys that are remembered, about 200 bytes each. One client may have half of them. A key that does not fit is refused; none is forgotten to make room.",
+    ),
+    key(
         "log.format",
         Kind::Text,
         Some("text"),

@@ -47,6 +47,20 @@ fn created(flow_id: &str) -> Created {
     }
 }
 
+fn answer() -> Answer {
+    Answer {
+        result: Ok(hyper::Response::default()),
+        outcome: crate::error::Outcome::Ok,
+        code: "OK".into(),
+        attempts: 1,
+        waited: Duration::ZERO,
+    }
+}
+
+fn done(marked: Marked, flow_id: &str) {
+    marked.end(End::Done(Arc::new(created(flow_id))), answer());
+}
+
 fn is_free(records: &Arc<Records>, key: &str) -> bool {
     matches!(find(records, key), Found::New(..))
 }
@@ -59,12 +73,11 @@ async fn repeats_of_a_key_wait_for_the_one_call_and_then_find_its_flow() {
     assert!(first.end().now_or_never().is_none());
     let marked = claim.mark();
     assert!(matches!(second.progress(), Progress::Open));
-    marked.done(created("77"));
+    done(marked, "77");
     for waiter in [&mut first, &mut second] {
-        let Progress::Done(done) = waiter.end().await else {
-            panic!("not done")
-        };
-        assert_eq!(*done, created("77"));
+        let ending = waiter.end().await;
+        assert_eq!(ending.end, End::Done(Arc::new(created("77"))));
+        assert!(ending.answer.is_some());
     }
     assert!(matches!(find(&records, "k"), Found::Done(done) if *done == created("77")));
 }
@@ -77,7 +90,7 @@ async fn another_order_under_the_same_key_is_a_mismatch_in_every_state() {
     assert!(matches!(other(), Found::Mismatch));
     let marked = claim.mark();
     assert!(matches!(other(), Found::Mismatch));
-    marked.done(created("77"));
+    done(marked, "77");
     assert!(matches!(other(), Found::Mismatch));
 }
 
@@ -87,10 +100,10 @@ async fn a_key_is_free_again_only_if_nothing_was_executed() {
     let (first, _waiter) = claim(&records, "k");
     drop(first);
     let (second, _waiter) = claim(&records, "k");
-    second.mark().release(None);
+    second.mark().end(End::Released, answer());
     let (third, mut waiter) = claim(&records, "k");
     drop(third.mark());
-    assert!(matches!(waiter.end().await, Progress::Unknown(_)));
+    assert!(matches!(waiter.end().await.end, End::Unknown(_)));
     assert!(matches!(find(&records, "k"), Found::Unknown(_)));
 }
 
@@ -112,7 +125,7 @@ async fn no_key_is_evicted_to_make_room_and_a_client_uses_half() {
     let records = records(4);
     for key in ["a", "b"] {
         let (claim, _waiter) = claim(&records, key);
-        claim.mark().done(created(key));
+        done(claim.mark(), key);
     }
     assert!(matches!(find(&records, "c"), Found::Full));
     let other = |key: &str| records.find(name(key), &ClientId::new("team-b"), print("Welcome"));
@@ -127,8 +140,8 @@ async fn no_key_is_evicted_to_make_room_and_a_client_uses_half() {
 #[tokio::test(start_paused = true)]
 async fn a_finished_key_is_forgotten_after_its_time_and_an_unknown_one_after_seven_days() {
     let records = records(10);
-    let (done, _waiter) = claim(&records, "done");
-    done.mark().done(created("77"));
+    let (finished, _waiter) = claim(&records, "done");
+    done(finished.mark(), "77");
     let (unknown, _waiter) = claim(&records, "unknown");
     drop(unknown.mark());
     let (running, _waiter) = claim(&records, "running");

@@ -103,6 +103,11 @@ pub(crate) const FAILED_REFRESHES: [&str; 9] = [
     "internal",
 ];
 
+/// The answers to calls with an idempotency key: the labels of [`crate::idempotency::KeyState`].
+pub(crate) const KEYED_CALLS: [&str; 7] = [
+    "first", "attached", "replayed", "pending", "unknown", "mismatch", "refused",
+];
+
 /// The label value of one of CAMS's codes.
 pub(crate) fn code(code: &str) -> &'static str {
     CODES
@@ -133,6 +138,7 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
         ("result", "flowgate_credentials_refreshes_total") => {
             [REFRESHED].into_iter().chain(FAILED_REFRESHES).collect()
         }
+        ("result", "flowgate_keyed_calls_total") => KEYED_CALLS.to_vec(),
         ("result", "flowgate_trace_exports_total") => vec!["done", "failed"],
         ("result", _) => ["ok", "unverified"]
             .into_iter()
