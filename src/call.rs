@@ -36,7 +36,6 @@ use tokio::time::{Instant, Sleep};
 use crate::acs::actions::{self, Effect};
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::call::credentials::SessionWait;
-use crate::call::idempotency::Order;
 use crate::call::identify::{Caller, Claim, Sendable};
 use crate::call::judge::Verdict;
 use crate::call::reply::ErrorFormat;
@@ -45,7 +44,7 @@ use crate::call::services::CallServices;
 use crate::config::{Listen, Mode};
 use crate::error::{Kind, Refusal};
 use crate::limiter::{self, LimitedCall, SendPermit};
-use crate::observe::metrics::CallMetrics;
+use crate::observe::journal::JournalKey;
 use crate::observe::record::Record;
 use crate::operation::Operation;
 use crate::process::shutdown::Phase;
@@ -128,11 +127,11 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     // Boxed, so that a queued call does not reserve memory for this finished step.
-    let mut accepted = Box::pin(arrive(services, request, admission, record, format)).await?;
-    if let Some(order) = accepted.order.take() {
-        let answer = idempotency::answer(services, accepted, &order, record, format);
-        return Ok(Box::pin(answer).await?);
-    }
+    let arrived = Box::pin(arrive(services, request, admission, record, format));
+    let accepted = match arrived.await? {
+        Arrived::Accepted(accepted) => accepted,
+        Arrived::Answered(response) => return Ok(response),
+    };
     let mut call = ActiveCall::new(services, accepted, record)?;
     loop {
         call.have_session().await?;
@@ -163,18 +162,24 @@ struct ActiveCall<'a> {
     record: &'a mut Record,
     call: Sendable,
     operation: Arc<Operation>,
-    /// The series of the operation's account and action.
-    metrics: Arc<CallMetrics>,
     /// Its place in the queue, kept through retries.
     limited_call: LimitedCall<Upstream>,
     /// The generation of the configuration that it was last checked with.
     generation: u64,
-    /// The end of the hold. A call with an idempotency key is waited for longer.
-    answer_by: Instant,
+    /// Set if it continues without its caller.
+    background: Option<Box<Background>>,
     /// Whether its credentials were renewed, which is done at most once.
     renewed: bool,
     /// Whether it was sent again with a corrected time stamp, which is done at most once.
     restamped: bool,
+}
+
+/// A call with an idempotency key, which continues without its caller.
+struct Background {
+    /// The key in the journal.
+    journal_key: JournalKey,
+    /// Until then an answer is waited for.
+    answer_by: Instant,
 }
 
 // === impl ActiveCall ===
@@ -191,20 +196,18 @@ impl<'a> ActiveCall<'a> {
             upstream,
             bytes,
             generation,
-            order: _,
         } = accepted;
         let metrics = services.metrics.calls(operation.labels());
-        record.queued(operation.clone(), metrics.clone());
+        record.queued(operation.clone(), metrics);
         let limited_call = services.limiter.arrive_via(upstream, &operation, bytes)?;
         Ok(Self {
             services,
             record,
             call,
-            answer_by: limited_call.arrived() + operation.hold,
             operation,
-            metrics,
             limited_call,
             generation,
+            background: None,
             renewed: false,
             restamped: false,
         })
@@ -216,10 +219,19 @@ impl<'a> ActiveCall<'a> {
         services: &'a Arc<CallServices>,
         accepted: AcceptedCall,
         record: &'a mut Record,
+        journal_key: JournalKey,
     ) -> Result<Self, Refusal> {
         let mut call = Self::new(services, accepted, record)?;
-        let config = &services.current_config.load_full().config;
-        call.answer_by += config.upstream.answer_timeout;
+        let answer_timeout = services
+            .current_config
+            .load_full()
+            .config
+            .upstream
+            .answer_timeout;
+        call.background = Some(Box::new(Background {
+            answer_by: call.answer_by() + answer_timeout,
+            journal_key,
+        }));
         Ok(call)
     }
 
@@ -284,18 +296,20 @@ impl<'a> ActiveCall<'a> {
         let note = self.services.journal.as_ref().map(|journal| {
             let flow_name = self.record.flow_name();
             let request_id = self.record.request_id();
-            Box::new(journal.note(flow_name, &self.operation, request_id))
+            let background = self.background.as_deref();
+            let key = background.map(|background| &background.journal_key);
+            Box::new(journal.note(flow_name, &self.operation, request_id, key))
         });
         Ok(Some(Sending {
             permit,
             request,
             operation: self.operation.clone(),
-            metrics: self.metrics.clone(),
+            metrics: self.record.metrics(),
             credentials,
             correction,
             deadlines: Deadlines {
                 send_by: self.limited_call.send_by(),
-                answer_by: self.answer_by,
+                answer_by: self.answer_by(),
             },
             note,
         }))
@@ -343,7 +357,7 @@ impl<'a> ActiveCall<'a> {
                 keeper.replace(refused, give_up).await
             }
             _ => {
-                let give_up = self.answer_by;
+                let give_up = self.answer_by();
                 current_config
                     .wait_for_reload(self.generation, give_up)
                     .await
@@ -405,6 +419,14 @@ impl<'a> ActiveCall<'a> {
         reply::pass_on(answer, verdict, action, service, predicted_wait)
     }
 
+    /// The end of the hold; of a call that continues without its caller, later.
+    fn answer_by(&self) -> Instant {
+        match &self.background {
+            Some(background) => background.answer_by,
+            None => self.limited_call.arrived() + self.operation.hold,
+        }
+    }
+
     fn only_reads(&self) -> bool {
         actions::effect(self.operation.action.as_str()) == Effect::Read
     }
@@ -455,18 +477,25 @@ struct AcceptedCall {
     bytes: usize,
     /// The generation of the configuration that it was identified with.
     generation: u64,
-    /// The order that its idempotency key stands for, if it has one.
-    order: Option<Box<Order>>,
 }
 
-/// The steps before the queue: identify the caller, read the body, classify the operation.
+/// What follows from the steps before the queue.
+enum Arrived {
+    /// The call takes its place in the queue.
+    Accepted(AcceptedCall),
+    /// The call of its idempotency key has answered it.
+    Answered(Response<Full<Bytes>>),
+}
+
+/// The steps before the queue: identify the caller, read the body, classify the operation. A call
+/// with an idempotency key is answered here.
 async fn arrive<B>(
     services: &Arc<CallServices>,
     request: Box<Request<B>>,
     admission: Result<(), TooManyCalls>,
     record: &mut Record,
     format: &mut ErrorFormat,
-) -> Result<AcceptedCall, Refusal>
+) -> Result<Arrived, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -503,14 +532,19 @@ where
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.set_flow_name(caller.flow_name().as_deref());
     let order = idempotency::order(&mut caller, &head.headers, config)?;
-    Ok(AcceptedCall {
-        order,
+    let accepted = AcceptedCall {
         operation: Arc::new(operation),
         upstream: config_snapshot.upstreams.get(caller.upstream()).clone(),
         bytes: caller.bytes().max(large_head(head_size)),
         call: caller.into_sendable(),
         generation: config_snapshot.generation,
-    })
+    };
+    let Some(order) = order else {
+        return Ok(Arrived::Accepted(accepted));
+    };
+    drop(config_snapshot);
+    let answer = idempotency::answer(services, accepted, &order, record, format).await?;
+    Ok(Arrived::Answered(answer))
 }
 
 /// Reads the body of a call that is not known to be a replay, within the bounds of its caller.

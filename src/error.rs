@@ -47,6 +47,8 @@ pub(crate) enum Kind {
     IdempotentParameterMismatch,
     /// There is no room for another idempotency key.
     KeysFull,
+    /// The idempotency key cannot be recorded.
+    KeysUnavailable,
     /// Flowgate is shutting down, and the call cannot finish within the grace period.
     Draining,
     /// The store of the shared quota is down, and this replica has no part of the quota.
@@ -183,6 +185,7 @@ impl Kind {
             Flushed,
             IdempotentParameterMismatch,
             KeysFull,
+            KeysUnavailable,
             Draining,
             StoreUnavailable,
             UpstreamUnreachable,
@@ -234,6 +237,7 @@ impl Kind {
             Self::HoldExpired => (400, "System.LimitControl", Refused, "hold_expired"),
             Self::QueueFull => (400, "System.LimitControl", Refused, "queue_full"),
             Self::Flushed => (400, "System.LimitControl", Refused, "flushed"),
+            Self::KeysUnavailable => (400, "System.LimitControl", Refused, "keys_unavailable"),
             Self::KeysFull => (400, "System.LimitControl", Refused, "keys_full"),
             Self::IdempotentParameterMismatch => {
                 (400, "IdempotentParameterMismatch", Invalid, "key_mismatch")

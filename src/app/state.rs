@@ -1,5 +1,6 @@
 //! The state of the process: what lives as long as it, and what a reload replaces.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -12,8 +13,9 @@ use crate::call::reply;
 use crate::call::services::{CallServices, bounds_of_keys};
 use crate::config::{self, Bind, Config};
 use crate::credentials::keepers::Keepers;
+use crate::idempotency::records::Restored;
 use crate::limiter::shared::Quota;
-use crate::observe::journal::Journal;
+use crate::observe::journal::{self, Journal};
 use crate::observe::metrics::Metrics;
 use crate::observe::otlp::Exporter;
 use crate::observe::record::{CallTelemetry, Recent};
@@ -80,10 +82,14 @@ impl AppState {
             otlp,
             recent: Recent::default(),
         };
+        let journal_path = config.journal.as_ref().map(|journal| journal.path.clone());
+        let honours_keys = config.exactly_once.keys;
+        let calls = CallServices::new(config, endpoints, quota, journal, telemetry);
+        if let Some(path) = journal_path.filter(|_| honours_keys) {
+            restore_keys(&calls, path)?;
+        }
         Ok(Self {
-            calls: Arc::new(CallServices::new(
-                config, endpoints, quota, journal, telemetry,
-            )),
+            calls: Arc::new(calls),
             certificates,
             bounds,
         })
@@ -220,6 +226,23 @@ fn open_journal(
             path: journal.path.clone(),
             error,
         }),
+    }
+}
+
+/// Takes over the idempotency keys of earlier processes from the journal.
+fn restore_keys(calls: &CallServices, path: PathBuf) -> Result<(), StartError> {
+    match journal::keyed(&path) {
+        Ok(attempts) => {
+            let restored = calls
+                .records
+                .restore(attempts, Instant::now(), SystemTime::now());
+            if restored.keys > 0 {
+                let Restored { keys, unknown } = restored;
+                tracing::info!(keys, unknown, "idempotency keys are restored");
+            }
+            Ok(())
+        }
+        Err(error) => Err(StartError::Journal { path, error }),
     }
 }
 

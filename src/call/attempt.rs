@@ -30,6 +30,9 @@ use crate::upstream::{Request, Sent, Upstream, UpstreamResponse};
 pub(crate) enum Attempted {
     /// Nothing was sent: the connection was closed, or the permit had expired.
     Unsent,
+    /// Nothing was sent, because the journal could not record the attempt, which has an idempotency
+    /// key.
+    Unrecorded,
     /// The request was sent, at least in part.
     Judged(Box<Judged>),
 }
@@ -117,10 +120,16 @@ async fn run(
         note,
         deadlines,
     } = sending;
-    if let Some(note) = &note
-        && !announce(note, deadlines.send_by).await
-    {
-        return Attempted::Unsent;
+    if let Some(note) = &note {
+        match announce(note, deadlines.send_by).await {
+            Announcement::Recorded => {}
+            Announcement::Lost if !note.must_be_recorded() => {}
+            Announcement::Lost => {
+                note.unsent();
+                return Attempted::Unrecorded;
+            }
+            Announcement::Late => return Attempted::Unsent,
+        }
     }
     if note.is_some() && !is_session_in_force(&services, &operation, credentials.as_ref()) {
         if let Some(note) = &note {
@@ -174,15 +183,27 @@ fn is_session_in_force(
     }
 }
 
+/// What became of the journal's line of an attempt.
+enum Announcement {
+    Recorded,
+    Lost,
+    /// It was not written by the deadline.
+    Late,
+}
+
 /// Journals that the attempt is about to be sent, before its first byte is. A slow disk delays the
-/// attempt, which holds its token. Returns false if the journal was not written by the deadline.
-async fn announce(note: &Note, send_by: Instant) -> bool {
+/// attempt, which holds its token.
+async fn announce(note: &Note, send_by: Instant) -> Announcement {
     let announced = Announced(Some(note));
-    if timeout_at(send_by, note.sent()).await.is_err() {
-        return false;
-    }
+    let Ok(is_recorded) = timeout_at(send_by, note.sent()).await else {
+        return Announcement::Late;
+    };
     announced.keep();
-    true
+    if is_recorded {
+        Announcement::Recorded
+    } else {
+        Announcement::Lost
+    }
 }
 
 /// An attempt that is in the journal and has not begun. If it is dropped, the journal records it as
@@ -513,11 +534,12 @@ mod tests {
         )]
         .into();
         services.limiter.reload(&config);
-        let note = services
-            .journal
-            .as_ref()
-            .unwrap()
-            .note(Some("x"), &operation, "REQUEST-1");
+        let note =
+            services
+                .journal
+                .as_ref()
+                .unwrap()
+                .note(Some("x"), &operation, "REQUEST-1", None);
         let sending = Sending {
             permit,
             request: Request::default(),

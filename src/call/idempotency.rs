@@ -11,7 +11,7 @@ use hyper::header::HeaderMap;
 use hyper::{Response, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
-use super::attempt::Judged;
+use super::attempt::{Attempted, Judged};
 use super::identify::Caller;
 use super::judge::Verdict;
 use super::reply::{self, ErrorFormat};
@@ -27,6 +27,7 @@ use crate::idempotency::fingerprint::{Fingerprint, RecordName, fingerprint, reco
 use crate::idempotency::key::{self, CLIENT_TOKEN};
 use crate::idempotency::record::{Answer, Created, End, Ending, Progress, UnknownOutcome, Waiter};
 use crate::idempotency::records::{Claim, Found, Marked};
+use crate::observe::journal::JournalKey;
 use crate::observe::record::{CallStats, Record};
 use crate::operation::Operation;
 use crate::primitives::id::ClientId;
@@ -197,6 +198,12 @@ fn mismatch() -> Refusal {
     Refusal::new(Kind::IdempotentParameterMismatch, message).with_key(KeyState::Mismatch.label())
 }
 
+fn unrecorded() -> Refusal {
+    let message = "Flowgate cannot record the idempotency key in its journal, so it sent nothing. \
+                   Repeat the call with the same key.";
+    Refusal::after(Kind::KeysUnavailable, REPEAT_AFTER, message)
+}
+
 fn full() -> Refusal {
     let message = "Flowgate remembers no more idempotency keys (exactly_once.max_keys), so it \
                    cannot honour this one. Nothing was sent.";
@@ -220,9 +227,20 @@ fn pending(progress: &Progress) -> Refusal {
 }
 
 /// Runs the call of a key to its end.
-async fn run(services: Arc<CallServices>, call: AcceptedCall, claim: Claim, mut record: Record) {
+async fn run(
+    services: Arc<CallServices>,
+    call: AcceptedCall,
+    claim: Claim,
+    mut record: Record,
+    key: JournalKey,
+) {
     let mut owner = Some(Owner::Claimed(claim));
-    let answer = match Box::pin(drive(&services, call, &mut owner, &mut record)).await {
+    let call = ActiveCall::in_background(&services, call, &mut record, key);
+    let driven = match call {
+        Ok(call) => Box::pin(drive(call, &mut owner)).await,
+        Err(refusal) => Err(refusal),
+    };
+    let answer = match driven {
         Ok(Some(ended)) => ended,
         // Its callers have left; dropping the claim frees the key.
         Ok(None) => return,
@@ -240,12 +258,9 @@ async fn run(services: Arc<CallServices>, call: AcceptedCall, claim: Claim, mut 
 /// before anything was sent. A refusal means that nothing was executed: after an attempt with
 /// another result the call does not return to the queue.
 async fn drive(
-    services: &Arc<CallServices>,
-    call: AcceptedCall,
+    mut call: ActiveCall<'_>,
     owner: &mut Option<Owner>,
-    record: &mut Record,
 ) -> Result<Option<(End, Answer)>, Refusal> {
-    let mut call = ActiveCall::in_background(services, call, record)?;
     loop {
         let permit = match &*owner {
             Some(Owner::Claimed(claim)) => tokio::select! {
@@ -260,6 +275,10 @@ async fn drive(
         };
         *owner = owner.take().map(Owner::mark);
         let attempted = call.attempt(sending).await;
+        if matches!(attempted, Attempted::Unrecorded) {
+            call.record.unsent();
+            return Err(unrecorded());
+        }
         let Some(judged) = call.judge(attempted).await else {
             continue;
         };
@@ -324,6 +343,17 @@ fn refused(refusal: Refusal, record: &Record) -> Answer {
     }
 }
 
+// === impl Order ===
+
+impl Order {
+    fn journal_key(&self) -> JournalKey {
+        JournalKey {
+            name: self.name.hex(),
+            fingerprint: self.fingerprint.hex(),
+        }
+    }
+}
+
 // === impl KeyedCall ===
 
 impl KeyedCall<'_> {
@@ -342,7 +372,7 @@ impl KeyedCall<'_> {
             match found {
                 Found::New(claim, waiter) => {
                     let own = Record::background(services.telemetry.clone(), record.request_id());
-                    let run = run(services.clone(), accepted, claim, own);
+                    let run = run(services.clone(), accepted, claim, own, order.journal_key());
                     services.attempts.spawn(run);
                     let ending = wait(waiter, self.answer_by, record).await?;
                     return first(&ending, record);

@@ -90,6 +90,27 @@ impl RecordName {
     pub(crate) fn hex(self) -> String {
         crate::acs::v3::hex(&self.0)
     }
+
+    /// Reads the name in hexadecimal.
+    pub(crate) fn parse(hex: &str) -> Option<Self> {
+        let number = u128::from_str_radix(hex, 16).ok()?;
+        (hex.len() == 32).then(|| Self(number.to_be_bytes()))
+    }
+}
+
+// === impl Fingerprint ===
+
+impl Fingerprint {
+    /// The fingerprint in hexadecimal.
+    pub(crate) fn hex(self) -> String {
+        format!("{:016x}", self.0)
+    }
+
+    /// Reads the fingerprint in hexadecimal.
+    pub(crate) fn parse(hex: &str) -> Option<Self> {
+        let number = u64::from_str_radix(hex, 16).ok()?;
+        (hex.len() == 16).then_some(Self(number))
+    }
 }
 
 #[cfg(test)]

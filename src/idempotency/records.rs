@@ -5,13 +5,14 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, RecordName};
 use super::record::{Answer, Created, End, Ending, Progress, Running, UnknownOutcome, Waiter};
+use crate::observe::journal::{KeyedAttempt, KeyedEnd, Outcome};
 use crate::primitives::id::ClientId;
 
 /// The records of this process.
@@ -81,6 +82,40 @@ pub(crate) struct Forgotten {
     pub(crate) unknown: usize,
 }
 
+/// What was found in a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Restored {
+    pub(crate) keys: usize,
+    pub(crate) unknown: usize,
+}
+
+/// The state after an attempt that ended at `at`. `None`: CAMS certainly did not execute it.
+fn restored(end: Option<KeyedEnd>, fingerprint: Fingerprint, at: Instant) -> Option<State> {
+    let (reason, request_id) = match end {
+        None => (
+            Some("Flowgate ended before the answer came".to_owned()),
+            None,
+        ),
+        Some(end) => match (end.outcome, end.flow_id) {
+            (Outcome::Ok, Some(flow_id)) => {
+                let created = Created {
+                    flow_id: flow_id.into(),
+                    request_id: end.request_id.map(Into::into),
+                };
+                return Some(State::Done(fingerprint, Arc::new(created), at));
+            }
+            (Outcome::Ok | Outcome::Unknown, _) => (end.reason, end.request_id),
+            _ => return None,
+        },
+    };
+    let reason = reason.unwrap_or_else(|| "no certain answer".to_owned());
+    let unknown = UnknownOutcome {
+        reason: reason.into(),
+        request_id: request_id.map(Into::into),
+    };
+    Some(State::Unknown(fingerprint, Arc::new(unknown), at))
+}
+
 /// How long an unknown outcome is remembered, at least.
 const KEEP_UNKNOWN: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -114,13 +149,32 @@ impl Records {
         }
         let running = Running::new(fingerprint);
         let waiter = Waiter::of(&running);
-        table.insert(name, client.clone(), running.clone());
+        table.insert(name, client.clone(), State::Running(running.clone()));
         let owned = Owned {
             records: self.clone(),
             name,
             running,
         };
         Found::New(Claim(Some(owned)), waiter)
+    }
+
+    /// Takes over the keys of an earlier process from its journal. An attempt without an end may
+    /// have reached CAMS. `clock` is this host's clock at `now`.
+    pub(crate) fn restore(
+        &self,
+        attempts: Vec<KeyedAttempt>,
+        now: Instant,
+        clock: SystemTime,
+    ) -> Restored {
+        let mut table = self.table.lock();
+        for attempt in attempts {
+            table.restore(attempt, now, clock);
+        }
+        let unknown = |record: &&Record| matches!(record.state, State::Unknown(..));
+        Restored {
+            keys: table.records.len(),
+            unknown: table.records.values().filter(unknown).count(),
+        }
     }
 
     /// Forgets the records that are too old.
@@ -164,10 +218,28 @@ impl Table {
         self.records.len() < self.bounds.max && own < self.bounds.max.div_ceil(2)
     }
 
-    fn insert(&mut self, name: RecordName, client: ClientId, running: Arc<Running>) {
+    fn insert(&mut self, name: RecordName, client: ClientId, state: State) {
         *self.clients.entry(client.clone()).or_default() += 1;
-        let state = State::Running(running);
         self.records.insert(name, Record { client, state });
+    }
+
+    /// Sets the state of a key after one of its attempts.
+    fn restore(&mut self, attempt: KeyedAttempt, now: Instant, clock: SystemTime) {
+        let name = RecordName::parse(&attempt.key.name);
+        let fingerprint = Fingerprint::parse(&attempt.key.fingerprint);
+        let (Some(name), Some(fingerprint)) = (name, fingerprint) else {
+            return;
+        };
+        self.remove(&name);
+        let age = attempt
+            .time
+            .and_then(|time| clock.duration_since(time).ok())
+            .unwrap_or_default();
+        let at = now.checked_sub(age).unwrap_or(now);
+        let client = ClientId::new(attempt.client);
+        if let Some(state) = restored(attempt.end, fingerprint, at) {
+            self.insert(name, client, state);
+        }
     }
 
     fn remove(&mut self, name: &RecordName) -> Option<Record> {

@@ -34,6 +34,7 @@ use writer::{Sink, Writer};
 pub(crate) use file::RotatingFile;
 pub(crate) use line::{Outcome, SentLine};
 pub use open::{JournalContent, read};
+pub(crate) use open::{KeyedAttempt, KeyedEnd, keyed};
 
 /// The journal of attempts.
 pub(crate) struct Journal {
@@ -44,6 +45,14 @@ pub(crate) struct Journal {
     health: Arc<Health>,
 }
 
+/// The idempotency key of an attempt, in hexadecimal: the name of its record, and the fingerprint of
+/// its parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct JournalKey {
+    pub(crate) name: String,
+    pub(crate) fingerprint: String,
+}
+
 /// The record of one attempt. If it is dropped without an end, the outcome is unknown.
 pub(crate) struct Note {
     journal: Arc<Journal>,
@@ -51,6 +60,8 @@ pub(crate) struct Note {
     sent: Bytes,
     /// Whether the response contains the id of a new flow.
     creates: bool,
+    /// Whether the attempt has an idempotency key.
+    is_keyed: bool,
 }
 
 /// How long the end of a drain waits for a disk that hangs.
@@ -93,12 +104,13 @@ impl Journal {
     }
 
     /// Prepares the record of an attempt. `flow_name` is recorded only if the action creates a
-    /// flow.
+    /// flow. `key` is its idempotency key, if it has one.
     pub(crate) fn note(
         self: &Arc<Self>,
         flow_name: Option<&str>,
         operation: &Operation,
         request_id: &str,
+        key: Option<&JournalKey>,
     ) -> Note {
         let creates = operation.action.as_str() == CREATE;
         let attempt = format!(
@@ -119,6 +131,8 @@ impl Journal {
             flow_name: flow_name
                 .filter(|_| creates)
                 .map(|name| capped(name).into()),
+            key: key.map(|key| key.name.as_str().into()),
+            print: key.map(|key| key.fingerprint.as_str().into()),
         })
         .to_bytes();
         Note {
@@ -126,6 +140,7 @@ impl Journal {
             attempt,
             sent: sent.into(),
             creates,
+            is_keyed: key.is_some(),
         }
     }
 
@@ -150,13 +165,18 @@ impl Journal {
 // === impl Note ===
 
 impl Note {
-    /// Records that the attempt's first byte is about to leave. Returns when the line is in the
-    /// file or is lost, in which case the call continues without it.
+    /// Records that the attempt's first byte is about to leave. Returns whether the line is in the
+    /// file. If it is lost, a call without an idempotency key continues without it.
     ///
     /// Waits while the disk hangs. If this future is dropped earlier, the attempt must not leave:
     /// the journal has no line for it, or a line that records it as not sent.
-    pub(crate) async fn sent(&self) {
-        self.journal.writer.write(&self.sent).await;
+    pub(crate) async fn sent(&self) -> bool {
+        self.journal.writer.write(&self.sent).await
+    }
+
+    /// Whether the attempt may leave only if it is recorded: its key must be known after a restart.
+    pub(crate) fn must_be_recorded(&self) -> bool {
+        self.is_keyed
     }
 
     /// Records that nothing was sent.

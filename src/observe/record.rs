@@ -152,6 +152,12 @@ impl Record {
         &self.request_id
     }
 
+    /// The series of a queued call's account and action.
+    pub(crate) fn metrics(&self) -> Arc<CallMetrics> {
+        let metrics = self.metrics.as_ref();
+        metrics.expect("a call is queued before it is sent").clone()
+    }
+
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }

@@ -32,6 +32,7 @@ mod hardening;
 mod health;
 mod holds;
 mod idempotency;
+mod idempotency_restart;
 mod identification;
 mod journal;
 mod journey;

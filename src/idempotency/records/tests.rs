@@ -1,9 +1,12 @@
+//! The states of records, and what a journal restores.
+
 use futures_util::FutureExt;
 use tokio::time::advance;
 
 use super::*;
 use crate::idempotency::fingerprint::{fingerprint, record_name};
 use crate::idempotency::key;
+use crate::observe::journal::JournalKey;
 
 const KEEP: Duration = Duration::from_secs(24 * 3600);
 
@@ -166,4 +169,86 @@ async fn a_finished_key_is_forgotten_after_its_time_and_an_unknown_one_after_sev
     );
     assert!(matches!(find(&records, "running"), Found::Running(_)));
     drop(running);
+}
+
+/// An attempt of a key in a journal, `age` seconds old.
+fn attempt(
+    key: &str,
+    clock: SystemTime,
+    age: u64,
+    end: Option<(Outcome, Option<&str>)>,
+) -> KeyedAttempt {
+    KeyedAttempt {
+        key: JournalKey {
+            name: name(key).hex(),
+            fingerprint: print("Welcome").hex(),
+        },
+        client: "team-a".to_owned(),
+        time: clock.checked_sub(Duration::from_secs(age)),
+        end: end.map(|(outcome, flow_id)| KeyedEnd {
+            outcome,
+            flow_id: flow_id.map(str::to_owned),
+            request_id: Some("r-1".to_owned()),
+            reason: None,
+        }),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_restores_what_its_last_attempt_of_each_key_has_done() {
+    advance(KEEP * 2).await;
+    let (now, clock) = (Instant::now(), SystemTime::now());
+    let attempts = vec![
+        attempt("done", clock, 60, Some((Outcome::Ok, Some("77")))),
+        attempt("open", clock, 60, None),
+        attempt("lost", clock, 60, Some((Outcome::Unknown, None))),
+        attempt("no-id", clock, 60, Some((Outcome::Ok, None))),
+        attempt("throttled", clock, 60, Some((Outcome::Throttled, None))),
+        attempt("unsent", clock, 60, Some((Outcome::Unsent, None))),
+        attempt("refused", clock, 60, Some((Outcome::UpstreamError, None))),
+        attempt("retried", clock, 61, Some((Outcome::Throttled, None))),
+        attempt("retried", clock, 60, Some((Outcome::Ok, Some("78")))),
+        attempt("retried-open", clock, 61, Some((Outcome::Throttled, None))),
+        attempt("retried-open", clock, 60, None),
+        attempt("old", clock, 24 * 3600, Some((Outcome::Ok, Some("79")))),
+    ];
+    let records = records(100);
+    let restored = records.restore(attempts, now, clock);
+    assert_eq!(
+        restored,
+        Restored {
+            keys: 7,
+            unknown: 4
+        }
+    );
+    assert!(matches!(find(&records, "done"), Found::Done(done) if *done == created("77")));
+    assert!(matches!(find(&records, "retried"), Found::Done(done) if *done == created("78")));
+    for key in ["open", "lost", "no-id", "retried-open"] {
+        assert!(matches!(find(&records, key), Found::Unknown(_)), "{key}");
+    }
+    assert_eq!(
+        records.forget_old(now),
+        Forgotten {
+            done: 1,
+            unknown: 0
+        }
+    );
+    for key in ["throttled", "unsent", "refused", "old"] {
+        assert!(is_free(&records, key), "{key}");
+    }
+}
+
+#[test]
+fn a_line_with_another_form_of_key_is_skipped() {
+    let records = records(100);
+    let mut odd = attempt("k", SystemTime::now(), 0, None);
+    odd.key.name = "not-hexadecimal".to_owned();
+    let restored = records.restore(vec![odd], Instant::now(), SystemTime::now());
+    assert_eq!(
+        restored,
+        Restored {
+            keys: 0,
+            unknown: 0
+        }
+    );
 }

@@ -33,6 +33,12 @@ pub(crate) struct SentLine<'a> {
     pub(crate) action: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) flow_name: Option<Cow<'a, str>>,
+    /// The name of the record of its idempotency key.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) key: Option<Cow<'a, str>>,
+    /// The fingerprint of its parameters.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) print: Option<Cow<'a, str>>,
 }
 
 /// How an attempt has ended.

@@ -1,13 +1,17 @@
 //! Reads a journal, from the oldest file to the latest, and lists the attempts without an end: they
 //! are still in flight, or a crash interrupted them. Damaged lines are counted and skipped.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::Path;
+use std::time::SystemTime;
 
+use super::JournalKey;
 use super::file::{Identity, older};
 use super::line::{Line, Outcome, SentLine};
+use crate::acs::time;
 
 /// The content of a journal.
 pub struct JournalContent {
@@ -16,35 +20,92 @@ pub struct JournalContent {
     damaged: u64,
 }
 
+/// An attempt with an idempotency key.
+#[derive(Debug)]
+pub(crate) struct KeyedAttempt {
+    pub(crate) key: JournalKey,
+    pub(crate) client: String,
+    /// When it was sent.
+    pub(crate) time: Option<SystemTime>,
+    /// `None`: the journal has no end of it.
+    pub(crate) end: Option<KeyedEnd>,
+}
+
+/// How an attempt with an idempotency key has ended.
+#[derive(Debug)]
+pub(crate) struct KeyedEnd {
+    pub(crate) outcome: Outcome,
+    pub(crate) flow_id: Option<String>,
+    /// CAMS's request id.
+    pub(crate) request_id: Option<String>,
+    /// Why the outcome is unknown.
+    pub(crate) reason: Option<String>,
+}
+
+/// Reads the attempts with an idempotency key, in the order in which they were sent. Damaged lines
+/// are skipped.
+pub(crate) fn keyed(path: &Path) -> io::Result<Vec<KeyedAttempt>> {
+    let mut attempts: Vec<KeyedAttempt> = Vec::new();
+    let mut by_name = HashMap::new();
+    for_each_line(path, |line| match serde_json::from_slice(line) {
+        Ok(Line::Sent(sent)) => {
+            let name = sent.attempt.clone().into_owned();
+            if let Some(attempt) = KeyedAttempt::of(sent) {
+                by_name.insert(name, attempts.len());
+                attempts.push(attempt);
+            }
+        }
+        Ok(Line::Done(done)) => {
+            if let Some(index) = by_name.remove(&*done.attempt) {
+                attempts[index].end = Some(KeyedEnd {
+                    outcome: done.outcome,
+                    flow_id: done.flow_id.map(Cow::into_owned),
+                    request_id: done.cams_request_id.map(Cow::into_owned),
+                    reason: done.reason.map(Cow::into_owned),
+                });
+            }
+        }
+        Err(_) => {}
+    })?;
+    Ok(attempts)
+}
+
 /// Reads the journal with its rotated files. With `unknown`, attempts that ended with an unknown
 /// outcome are included.
 pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
     let mut sent = HashMap::new();
     let mut damaged = 0;
     let mut number = 0_u64;
-    for file in files(path)?.into_iter().rev() {
-        for line in BufReader::new(file).split(b'\n') {
-            let line = line?;
-            number += 1;
-            match serde_json::from_slice(&line) {
-                Ok(Line::Sent(attempt)) => {
-                    sent.insert(attempt.attempt.clone().into_owned(), (number, attempt));
-                }
-                Ok(Line::Done(done)) if unknown && done.outcome == Outcome::Unknown => {}
-                Ok(Line::Done(done)) => {
-                    sent.remove(&*done.attempt);
-                }
-                Err(_) if line.is_empty() => {}
-                Err(_) => damaged += 1,
+    for_each_line(path, |line| {
+        number += 1;
+        match serde_json::from_slice::<Line<'static>>(line) {
+            Ok(Line::Sent(attempt)) => {
+                sent.insert(attempt.attempt.clone().into_owned(), (number, attempt));
             }
+            Ok(Line::Done(done)) if unknown && done.outcome == Outcome::Unknown => {}
+            Ok(Line::Done(done)) => {
+                sent.remove(&*done.attempt);
+            }
+            Err(_) if line.is_empty() => {}
+            Err(_) => damaged += 1,
         }
-    }
+    })?;
     let mut open: Vec<_> = sent.into_values().collect();
     open.sort_by_key(|(number, _)| *number);
     Ok(JournalContent {
         open: open.into_iter().map(|(_, attempt)| attempt).collect(),
         damaged,
     })
+}
+
+/// Reads all lines, those of the oldest file first.
+fn for_each_line(path: &Path, mut read: impl FnMut(&[u8])) -> io::Result<()> {
+    for file in files(path)?.into_iter().rev() {
+        for line in BufReader::new(file).split(b'\n') {
+            read(&line?);
+        }
+    }
+    Ok(())
 }
 
 /// Opens all files, the latest first. With this order, a concurrent rotation cannot hide a file: a
@@ -98,5 +159,21 @@ impl JournalContent {
     /// The open attempts, in the order in which they were sent.
     pub(crate) fn open(&self) -> &[SentLine<'static>] {
         &self.open
+    }
+}
+
+// === impl KeyedAttempt ===
+
+impl KeyedAttempt {
+    fn of(sent: SentLine<'_>) -> Option<Self> {
+        Some(Self {
+            key: JournalKey {
+                name: sent.key?.into_owned(),
+                fingerprint: sent.print?.into_owned(),
+            },
+            client: sent.client.into_owned(),
+            time: time::parse(&sent.time),
+            end: None,
+        })
     }
 }

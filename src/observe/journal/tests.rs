@@ -79,7 +79,7 @@ impl JournalTest {
     /// The attempt of a call for a flow of this name.
     fn note(&self, flow_name: &str) -> Note {
         self.journal
-            .note(Some(flow_name), &operation(), "REQUEST-1")
+            .note(Some(flow_name), &operation(), "REQUEST-1", None)
     }
 
     fn lines(&self) -> Vec<Value> {
@@ -188,6 +188,7 @@ async fn names_are_capped_and_unknown_keys_are_masked() {
                 ..operation()
             },
             "R",
+            None,
         )
         .sent()
         .await;
@@ -223,7 +224,7 @@ async fn attempts_are_matched_across_rotations_and_processes() {
         keep: 1000,
     };
     let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
-    let note = next.note(Some("next"), &operation(), "R");
+    let note = next.note(Some("next"), &operation(), "R", None);
     note.sent().await;
     assert_eq!(test.open(), [expected, vec!["next".to_owned()]].concat());
     assert!(notes.iter().all(|other| other.attempt != note.attempt));
@@ -264,7 +265,9 @@ async fn a_damaged_line_does_not_affect_others() {
         keep: 1,
     };
     let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
-    next.note(Some("after"), &operation(), "R").sent().await;
+    next.note(Some("after"), &operation(), "R", None)
+        .sent()
+        .await;
     let torn = std::fs::read(test.path()).unwrap();
     std::fs::write(
         test.path(),
@@ -294,6 +297,7 @@ async fn a_table_is_aligned_and_escaped() {
                 ..operation
             },
             "R",
+            None,
         )
         .sent()
         .await;

@@ -32,7 +32,7 @@ const END_WITHIN: Duration = Duration::from_secs(1);
 pub(super) struct WriteResult {
     /// Number of lines that were handled, including lost ones.
     pub(super) lines: usize,
-    /// Number of these lines that are not in the file.
+    /// Number of these lines that are not in the file: the last ones.
     pub(super) lost: usize,
     /// Why lines were lost; or, with none lost, why the rotation failed, so that the lines are in
     /// the full file.
@@ -66,8 +66,8 @@ enum Message {
 struct Line {
     bytes: Bytes,
     queued_at: Instant,
-    /// Releases the attempt when the line is written.
-    attempt: Option<oneshot::Sender<()>>,
+    /// Releases the attempt, and says whether the line is in the file.
+    attempt: Option<oneshot::Sender<bool>>,
     _queue_space: OwnedSemaphorePermit,
 }
 
@@ -93,7 +93,7 @@ struct Worker<S> {
 /// If it is dropped earlier, the attempt is not sent: its line is not written, or is followed by a
 /// line that records that.
 struct Waiting<'a> {
-    written: oneshot::Receiver<()>,
+    written: oneshot::Receiver<bool>,
     abandoned: Option<(&'a Writer, &'a Bytes)>,
 }
 
@@ -128,10 +128,11 @@ impl Writer {
         })
     }
 
-    /// Writes a line that an attempt waits for. Ends when it is in the file, or is lost.
+    /// Writes a line that an attempt waits for. Ends when it is in the file, or is lost; returns
+    /// whether it is in the file.
     ///
     /// Dropped earlier, the attempt must not leave.
-    pub(super) async fn write(&self, line: &Bytes) {
+    pub(super) async fn write(&self, line: &Bytes) -> bool {
         self.health.check(Instant::now());
         let queue_space = self
             .queue_space
@@ -140,7 +141,8 @@ impl Writer {
             .await;
         let queued_at = Instant::now();
         let Ok(queue_space) = queue_space else {
-            return self.line_lost(queued_at);
+            self.line_lost(queued_at);
+            return false;
         };
         let (attempt, written) = oneshot::channel();
         if !self.queue(Line {
@@ -149,16 +151,18 @@ impl Writer {
             attempt: Some(attempt),
             _queue_space: queue_space,
         }) {
-            return;
+            return false;
         }
         let mut waiting = Waiting {
             written,
             abandoned: Some((self, line)),
         };
-        if (&mut waiting.written).await.is_err() {
+        let written = (&mut waiting.written).await;
+        if written.is_err() {
             self.line_lost(queued_at);
         }
         waiting.abandoned = None;
+        written.unwrap_or(false)
     }
 
     /// Queues a line that nothing waits for. Lost if the queue is full.
@@ -263,10 +267,11 @@ impl<S: Sink> Worker<S> {
             self.last_queued = last.queued_at;
             self.health.begin(first.queued_at);
             let bytes: Vec<_> = lines.iter().map(|line| line.bytes.clone()).collect();
-            self.append(&bytes);
+            let are_written = self.append(&bytes);
             let unsent: Vec<_> = lines
                 .into_iter()
-                .filter_map(Line::written)
+                .zip(are_written)
+                .filter_map(|(line, is_written)| line.handled(is_written))
                 .map(Bytes::from)
                 .collect();
             if !unsent.is_empty() {
@@ -279,20 +284,25 @@ impl<S: Sink> Worker<S> {
         }
     }
 
-    /// Appends all lines, in as few writes as possible.
-    fn append(&mut self, mut lines: &[Bytes]) {
+    /// Appends all lines, in as few writes as possible. Returns of each whether it is in the file.
+    fn append(&mut self, mut lines: &[Bytes]) -> Vec<bool> {
         let mut lost = 0;
         let mut error = None;
+        let mut are_written = Vec::with_capacity(lines.len());
         while !lines.is_empty() {
             let appended = self.sink.append(lines);
             lines = &lines[appended.lines..];
             lost += appended.lost;
+            // The lost lines of a write are its last ones.
+            let written = appended.lines - appended.lost;
+            are_written.extend((0..appended.lines).map(|number| number < written));
             error = appended.error.or(error);
         }
         match error {
             None => self.health.wrote(),
             Some(error) => self.health.failed(lost, &error, self.last_queued),
         }
+        are_written
     }
 }
 
@@ -336,10 +346,10 @@ impl Line {
 
     /// Releases the attempt. If it stopped waiting during the write, returns the line that records
     /// that it was not sent.
-    fn written(self) -> Option<Vec<u8>> {
+    fn handled(self, is_written: bool) -> Option<Vec<u8>> {
         let is_abandoned = self
             .attempt
-            .is_some_and(|attempt| attempt.send(()).is_err());
+            .is_some_and(|attempt| attempt.send(is_written).is_err());
         if is_abandoned {
             unsent(&self.bytes)
         } else {

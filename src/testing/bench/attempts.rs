@@ -101,6 +101,7 @@ impl Attempts {
             self.flow_name.as_deref(),
             &self.operation,
             "90E63D28-E31D-1EB2-8939-A94866411234",
+            None,
         )
     }
 }

@@ -113,13 +113,13 @@ impl Bench {
     }
 
     /// Queues a line as an attempt does, which then waits.
-    fn attempt(&self, bytes: Bytes) -> tokio::task::JoinHandle<()> {
+    fn attempt(&self, bytes: Bytes) -> tokio::task::JoinHandle<bool> {
         let writer = self.writer.clone();
         tokio::spawn(async move { writer.write(&bytes).await })
     }
 
     /// Lets a line in alone, and waits until its write has begun and hangs.
-    async fn hang(&mut self) -> tokio::task::JoinHandle<()> {
+    async fn hang(&mut self) -> tokio::task::JoinHandle<bool> {
         let attempt = self.attempt(line("hangs"));
         self.begun.recv().await.unwrap();
         attempt

@@ -1,0 +1,179 @@
+//! Idempotency keys over restarts: what the journal knows, a later process knows too.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use cams_sim::{Running, Settings, Sim, Verdict};
+use tokio::task::JoinSet;
+
+use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
+use crate::process::Process;
+
+/// An endpoint without limits and with faults.
+async fn endpoint(faults: &[&str]) -> Running {
+    let settings = Settings {
+        limits: BTreeMap::new(),
+        faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(),
+        ..Settings::default()
+    };
+    Sim::start(settings.with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap()
+}
+
+/// A Flowgate with this journal and without limits.
+async fn start(sim: &Running, journal: &Path) -> Process {
+    let journal = format!(
+        "[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n",
+        journal.display()
+    );
+    Process::start(sim, &journal).await
+}
+
+fn keyed(process: &Process, key: &str, flow: &str) -> Call {
+    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow)];
+    let with_key = |call: &mut Call| call.push("idempotency-key", key);
+    Call::v3_with(&process.proxy.to_string(), &query, with_key, (KEY, SECRET))
+}
+
+async fn send(process: &Process, key: &str, flow: &str) -> Reply {
+    keyed(process, key, flow).send(process.proxy).await
+}
+
+fn state(reply: &Reply) -> &str {
+    reply.header("x-flowgate-idempotency").unwrap_or_default()
+}
+
+/// The number of flows that the endpoint has created, by name.
+fn created(sim: &Running) -> BTreeMap<String, usize> {
+    let mut flows = BTreeMap::new();
+    for arrival in sim.arrivals() {
+        if arrival.verdict == Verdict::Accepted {
+            *flows.entry(arrival.flow_name.unwrap()).or_default() += 1;
+        }
+    }
+    flows
+}
+
+#[tokio::test]
+async fn a_later_process_knows_the_keys_of_a_killed_one() {
+    let sim = endpoint(&[
+        "named=slow,slow=60s",
+        "named=forbidden,refuse=Ram.PermissionDeny",
+    ])
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let process = start(&sim, &path).await;
+    let done = send(&process, "done", "done").await;
+    assert_eq!((done.status, state(&done)), (200, "first"), "{done:?}");
+    let refused = send(&process, "refused", "forbidden").await;
+    assert_eq!(refused.code(), "Ram.PermissionDeny");
+    let slow = keyed(&process, "slow", "slow");
+    let proxy = process.proxy;
+    let slow = tokio::spawn(async move { try_exchange(proxy, &slow.bytes()).await });
+    while sim.report().arrived < 3 {
+        tokio::task::yield_now().await;
+    }
+    process.kill().await;
+    assert!(slow.await.unwrap().is_none());
+
+    sim.set_faults(Vec::new());
+    let process = start(&sim, &path).await;
+    let again = send(&process, "done", "done").await;
+    assert_eq!(
+        (again.status, state(&again)),
+        (200, "replayed"),
+        "{again:?}"
+    );
+    assert_eq!(again.json()["Data"], done.json()["Data"]);
+    let mismatch = send(&process, "done", "other").await;
+    assert_eq!(state(&mismatch), "mismatch", "{mismatch:?}");
+    let again = send(&process, "refused", "forbidden").await;
+    assert_eq!((again.status, state(&again)), (200, "first"), "{again:?}");
+    let unknown = send(&process, "slow", "slow").await;
+    assert_eq!(
+        (unknown.status, state(&unknown)),
+        (409, "unknown"),
+        "{unknown:?}"
+    );
+    assert_eq!(sim.report().arrived, 4);
+}
+
+#[tokio::test]
+async fn no_key_is_executed_twice_over_kills_at_random_times() {
+    let sim = endpoint(&[
+        "percent=10,slow=50ms",
+        "percent=5,close-after",
+        "percent=5,close-before",
+    ])
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let mut answered: BTreeMap<String, String> = BTreeMap::new();
+    let mut arrived = 0;
+    for _round in 0..5 {
+        let process = start(&sim, &path).await;
+        let mut workers = JoinSet::new();
+        for worker in 0..8 {
+            let proxy = process.proxy;
+            let host = proxy.to_string();
+            workers.spawn(async move {
+                let mut answers = Vec::new();
+                // Every key is used in every round; until the process has ended.
+                for number in (0..).map(|number| number % 40) {
+                    let name = format!("flow-{worker}-{number}");
+                    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", name.as_str())];
+                    let with_key = |call: &mut Call| call.push("idempotency-key", &name);
+                    let call = Call::v3_with(&host, &query, with_key, (KEY, SECRET));
+                    let Some(reply) = try_exchange(proxy, &call.bytes()).await else {
+                        return answers;
+                    };
+                    if reply.status == 200 {
+                        let id = reply.json()["Data"]["FlowId"].as_str().unwrap().to_owned();
+                        answers.push((name, id));
+                    } else {
+                        assert_eq!(reply.code(), "Flowgate.OutcomeUnknown", "{reply:?}");
+                    }
+                }
+                answers
+            });
+        }
+        arrived += 30 + u64::from(fastrand::u8(..30));
+        while sim.report().arrived < arrived {
+            tokio::task::yield_now().await;
+        }
+        process.kill().await;
+        for (name, id) in workers.join_all().await.into_iter().flatten() {
+            let known = answered.entry(name.clone()).or_insert_with(|| id.clone());
+            assert_eq!(*known, id, "{name} has two flows");
+        }
+    }
+    let twice: Vec<_> = created(&sim)
+        .into_iter()
+        .filter(|(_, count)| *count > 1)
+        .collect();
+    assert!(twice.is_empty(), "{twice:?}");
+    assert!(answered.len() > 50, "{}", answered.len());
+}
+
+#[tokio::test]
+async fn a_keyed_call_that_cannot_be_recorded_is_not_sent() {
+    let sim = endpoint(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let process = start(&sim, &path).await;
+    process.files_end_at(Some(0));
+    let refused = send(&process, "k", "keyed").await;
+    assert_eq!(refused.code(), "System.LimitControl", "{refused:?}");
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    let without = Call::v3(&process.proxy.to_string(), "unkeyed");
+    assert_eq!(without.send(process.proxy).await.status, 200);
+    process.files_end_at(None);
+    let again = send(&process, "k", "keyed").await;
+    assert_eq!((again.status, state(&again)), (200, "first"), "{again:?}");
+    assert_eq!(
+        created(&sim),
+        [("keyed".into(), 1), ("unkeyed".into(), 1)].into()
+    );
+}
