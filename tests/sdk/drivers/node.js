@@ -1,10 +1,11 @@
 // The Node SDK (@alicloud/cams20200606) as an application uses it. Its input and output are those of python_new.py.
 
+const crypto = require("crypto");
 const fs = require("fs");
 const readline = require("readline");
 const { default: Client, ...models } = require("@alicloud/cams20200606");
 const { Config, GlobalParameters } = require("@alicloud/openapi-client");
-const { RuntimeOptions } = require("@alicloud/tea-util");
+const { ExtendsParameters, RuntimeOptions } = require("@alicloud/tea-util");
 
 const REQUESTS = {
   CreateFlow: ["createFlowWithOptions", (name) => new models.CreateFlowRequest({ flowName: name, categories: ["SIGN_UP", "OTHER"] })],
@@ -41,13 +42,22 @@ function client(job) {
   return new Client(config);
 }
 
+// The call's idempotency key, as the job wants it carried.
+function keyed(job, name) {
+  const key = crypto.createHash("sha256").update(name).digest("hex");
+  const carriers = { header: { headers: { "Idempotency-Key": key } }, token: { queries: { ClientToken: key } } };
+  return job.keyed ? { extendsParameters: new ExtendsParameters(carriers[job.keyed]) } : {};
+}
+
 async function call(sdk, job, name) {
   const [method, request] = REQUESTS[job.action];
   // Both are set, because the connect time-out is also the socket's idle timer.
-  const runtime = new RuntimeOptions(job.timeout_ms ? { readTimeout: job.timeout_ms, connectTimeout: job.timeout_ms } : {});
+  const options = job.timeout_ms ? { readTimeout: job.timeout_ms, connectTimeout: job.timeout_ms } : {};
+  const runtime = new RuntimeOptions({ ...options, ...keyed(job, name) });
   try {
-    const { body } = await sdk[method](request(name), runtime);
-    return { ok: true, code: body.code, flow_name: body.data && body.data.flowName };
+    const { body, headers } = await sdk[method](request(name), runtime);
+    const { flowName, flowId } = body.data || {};
+    return { ok: true, code: body.code, flow_name: flowName, flow_id: flowId, key_state: headers["x-flowgate-idempotency"] };
   } catch (error) {
     const status_code = error.data && error.data.statusCode;
     const retry_after = error.data && error.data.RetryAfter;

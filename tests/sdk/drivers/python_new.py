@@ -3,6 +3,7 @@ prints one line: what the SDK returned or raised for each. parties.py builds the
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+import hashlib
 import json
 import sys
 import time
@@ -11,6 +12,7 @@ from alibabacloud_cams20200606 import models
 from alibabacloud_cams20200606.client import Client
 from alibabacloud_tea_openapi.models import Config, GlobalParameters
 from darabonba.policy.retry import RetryOptions
+from darabonba.runtime import ExtendsParameters, RuntimeOptions
 
 REQUESTS = {
     "CreateFlow": ("create_flow", lambda name: models.CreateFlowRequest(flow_name=name, categories=["SIGN_UP", "OTHER"])),
@@ -48,7 +50,13 @@ def client(job):
 
 def returned(response):
     data = getattr(response.body, "data", None)
-    return {"ok": True, "code": response.body.code, "flow_name": getattr(data, "flow_name", None)}
+    return {
+        "ok": True,
+        "code": response.body.code,
+        "flow_name": getattr(data, "flow_name", None),
+        "flow_id": getattr(data, "flow_id", None),
+        "key_state": response.headers.get("x-flowgate-idempotency"),
+    }
 
 
 def raised(error):
@@ -56,9 +64,18 @@ def raised(error):
     return {"ok": False, "exception": type(error).__name__, **fields, "message": str(fields["message"] or error)}
 
 
+def keyed(job, name):
+    """The call's idempotency key, as the job wants it carried."""
+    key = hashlib.sha256(name.encode()).hexdigest()
+    carriers = {"header": {"headers": {"Idempotency-Key": key}}, "token": {"queries": {"ClientToken": key}}}
+    return RuntimeOptions(extends_parameters=ExtendsParameters(**carriers[job["keyed"]]))
+
+
 def call(sdk, job, name):
     method, request = REQUESTS[job["action"]]
     try:
+        if job.get("keyed"):
+            return returned(getattr(sdk, method + "_with_options")(request(name), keyed(job, name)))
         return returned(getattr(sdk, method)(request(name)))
     except Exception as error:
         return raised(error)

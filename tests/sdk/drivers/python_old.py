@@ -1,6 +1,7 @@
 """The old Python SDK (aliyun-python-sdk-cams on aliyun-python-sdk-core) as an application uses it. Its input and output are those of python_new.py."""
 
 from concurrent.futures import ThreadPoolExecutor
+import hashlib
 import json
 import sys
 
@@ -53,10 +54,16 @@ def call(sdk, job, name):
     request.set_protocol_type(getattr(protocol_type, job["protocol"]))
     if job.get("hold"):
         request.add_header("x-flowgate-hold", job["hold"])
+    key = hashlib.sha256(name.encode()).hexdigest()
+    if job.get("keyed") == "header":
+        request.add_header("Idempotency-Key", key)
+    elif job.get("keyed") == "token":
+        request.add_query_param("ClientToken", key)
     try:
         body = json.loads(sdk.do_action_with_exception(request))
         data = body.get("Data")
-        return {"ok": True, "code": body["Code"], "flow_name": data.get("FlowName") if isinstance(data, dict) else None}
+        data = data if isinstance(data, dict) else {}
+        return {"ok": True, "code": body["Code"], "flow_name": data.get("FlowName"), "flow_id": data.get("FlowId")}
     except ServerException as error:
         fields = {"code": error.error_code, "message": error.message, "status_code": error.http_status}
         return {"ok": False, "exception": "ServerException", **fields}
