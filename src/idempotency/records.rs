@@ -202,11 +202,6 @@ impl Records {
     pub(crate) fn set_bounds(&self, bounds: Bounds) {
         self.table.lock().bounds = bounds;
     }
-
-    /// The number of records.
-    pub(crate) fn len(&self) -> usize {
-        self.table.lock().records.len()
-    }
 }
 
 // === impl Table ===

@@ -317,7 +317,7 @@ async fn a_thousand_sources_that_fail_together_log_a_bounded_number_of_lines() {
 #[tokio::test(start_paused = true)]
 async fn a_thousand_sources_have_sessions_30_seconds_after_the_service_works_again() {
     let fake = Fake::new("STS.", Behaviour::Fails(FailureKind::ServiceError));
-    let flights = Arc::new(Flights::new());
+    let flights = Arc::new(ServiceLimits::new());
     let keepers: Vec<_> = (0..1000)
         .map(|number| {
             let source = assumed_with_key(&format!("{ROLE}-{number}"));
