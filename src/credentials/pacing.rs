@@ -3,7 +3,7 @@
 //!
 //! A process may have 100,000 accounts with a role each. STS allows 100 requests a second for all
 //! users and roles of an account, and replicas and other applications share them. Requests begin
-//! at most [`MAX_RATE`] times a second. When the service throttles one, that rate is halved, and it
+//! at most [`MAX_RATE`] times a second. A second in which the service throttles halves that rate, and it
 //! rises again by one each second, so processes with the same quota come to share it. 100,000
 //! sessions of an hour need 37 refreshes a second, which 50 covers; at a start it takes 33 minutes
 //! until all have a session, and those that calls wait for are obtained first.
@@ -32,6 +32,9 @@ const MIN_RATE: f64 = 1.0;
 
 /// By how much the rate rises each second after it was halved.
 const RECOVERY: f64 = 1.0;
+
+/// STS counts requests by the second: all that follow in the same one are throttled, too.
+const QUOTA_WINDOW: Duration = Duration::from_secs(1);
 
 /// The maximum of concurrent requests that calls wait for. At [`MAX_RATE`] they are reached only if
 /// requests take four seconds.
@@ -106,10 +109,11 @@ enum Class {
     Failed,
 }
 
-/// The rate of requests, by its last change.
+/// The rate of requests.
 struct Rate {
+    /// As it was at `halved`.
     per_second: f64,
-    changed: Instant,
+    halved: Option<Instant>,
 }
 
 /// One that waits, until it is dropped.
@@ -142,7 +146,7 @@ impl Pacing {
             next_at: now,
             rate: Rate {
                 per_second: MAX_RATE,
-                changed: now,
+                halved: None,
             },
         })))
     }
@@ -299,16 +303,22 @@ impl Class {
 
 impl Rate {
     fn at(&self, now: Instant) -> f64 {
-        let since = now.saturating_duration_since(self.changed);
+        let Some(halved) = self.halved else {
+            return self.per_second;
+        };
+        let since = now.saturating_duration_since(halved);
         (self.per_second + RECOVERY * since.as_secs_f64()).min(MAX_RATE)
     }
 
-    /// Halves the rate, because a request that began at `begun` was throttled. One that began before
-    /// the last change says nothing about the rate since.
+    /// Halves the rate, because a request that began at `begun` was throttled. One that began within
+    /// [`QUOTA_WINDOW`] after the last time counts with those before it.
     fn halve(&mut self, begun: Instant, now: Instant) {
-        if begun >= self.changed {
+        if self
+            .halved
+            .is_none_or(|halved| begun >= halved + QUOTA_WINDOW)
+        {
             self.per_second = (self.at(now) / 2.0).max(MIN_RATE);
-            self.changed = now;
+            self.halved = Some(now);
         }
     }
 }
