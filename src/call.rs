@@ -36,6 +36,7 @@ use tokio::time::{Instant, Sleep};
 use crate::acs::actions::{self, Effect};
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::call::credentials::SessionWait;
+use crate::call::idempotency::Order;
 use crate::call::identify::{Caller, Claim, Sendable};
 use crate::call::judge::Verdict;
 use crate::call::reply::ErrorFormat;
@@ -196,6 +197,7 @@ impl<'a> ActiveCall<'a> {
             upstream,
             bytes,
             generation,
+            order: _,
         } = accepted;
         let metrics = services.metrics.calls(operation.labels());
         record.queued(operation.clone(), metrics);
@@ -477,6 +479,8 @@ struct AcceptedCall {
     bytes: usize,
     /// The generation of the configuration that it was identified with.
     generation: u64,
+    /// The order that its idempotency key stands for, if it has one.
+    order: Option<Box<Order>>,
 }
 
 /// What follows from the steps before the queue.
@@ -487,8 +491,7 @@ enum Arrived {
     Answered(Response<Full<Bytes>>),
 }
 
-/// The steps before the queue: identify the caller, read the body, classify the operation. A call
-/// with an idempotency key is answered here.
+/// The steps before the queue. A call with an idempotency key is answered here.
 async fn arrive<B>(
     services: &Arc<CallServices>,
     request: Box<Request<B>>,
@@ -496,6 +499,25 @@ async fn arrive<B>(
     record: &mut Record,
     format: &mut ErrorFormat,
 ) -> Result<Arrived, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut accepted = accept(services, request, admission, record, format).await?;
+    let Some(order) = accepted.order.take() else {
+        return Ok(Arrived::Accepted(accepted));
+    };
+    let answer = idempotency::answer(services, accepted, &order, record, format).await?;
+    Ok(Arrived::Answered(answer))
+}
+
+/// Identifies the caller, reads the body, and classifies the operation.
+async fn accept<B>(
+    services: &Arc<CallServices>,
+    request: Box<Request<B>>,
+    admission: Result<(), TooManyCalls>,
+    record: &mut Record,
+    format: &mut ErrorFormat,
+) -> Result<AcceptedCall, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -532,19 +554,14 @@ where
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.set_flow_name(caller.flow_name().as_deref());
     let order = idempotency::order(&mut caller, &head.headers, config)?;
-    let accepted = AcceptedCall {
+    Ok(AcceptedCall {
         operation: Arc::new(operation),
         upstream: config_snapshot.upstreams.get(caller.upstream()).clone(),
         bytes: caller.bytes().max(large_head(head_size)),
         call: caller.into_sendable(),
         generation: config_snapshot.generation,
-    };
-    let Some(order) = order else {
-        return Ok(Arrived::Accepted(accepted));
-    };
-    drop(config_snapshot);
-    let answer = idempotency::answer(services, accepted, &order, record, format).await?;
-    Ok(Arrived::Answered(answer))
+        order,
+    })
 }
 
 /// Reads the body of a call that is not known to be a replay, within the bounds of its caller.

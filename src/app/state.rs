@@ -1,6 +1,5 @@
 //! The state of the process: what lives as long as it, and what a reload replaces.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -82,12 +81,8 @@ impl AppState {
             otlp,
             recent: Recent::default(),
         };
-        let journal_path = config.journal.as_ref().map(|journal| journal.path.clone());
-        let honours_keys = config.exactly_once.keys;
         let calls = CallServices::new(config, endpoints, quota, journal, telemetry);
-        if let Some(path) = journal_path.filter(|_| honours_keys) {
-            restore_keys(&calls, path)?;
-        }
+        restore_keys(&calls)?;
         Ok(Self {
             calls: Arc::new(calls),
             certificates,
@@ -229,9 +224,14 @@ fn open_journal(
     }
 }
 
-/// Takes over the idempotency keys of earlier processes from the journal.
-fn restore_keys(calls: &CallServices, path: PathBuf) -> Result<(), StartError> {
-    match journal::keyed(&path) {
+/// Takes over the idempotency keys of earlier processes from the journal, if there is one.
+fn restore_keys(calls: &CallServices) -> Result<(), StartError> {
+    let config_snapshot = calls.current_config.load();
+    let config = &config_snapshot.config;
+    let Some(journal) = config.journal.as_ref().filter(|_| config.exactly_once.keys) else {
+        return Ok(());
+    };
+    match journal::keyed(&journal.path) {
         Ok(attempts) => {
             let restored = calls
                 .records
@@ -242,7 +242,10 @@ fn restore_keys(calls: &CallServices, path: PathBuf) -> Result<(), StartError> {
             }
             Ok(())
         }
-        Err(error) => Err(StartError::Journal { path, error }),
+        Err(error) => Err(StartError::Journal {
+            path: journal.path.clone(),
+            error,
+        }),
     }
 }
 

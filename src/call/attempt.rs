@@ -121,21 +121,13 @@ async fn run(
         deadlines,
     } = sending;
     if let Some(note) = &note {
-        match announce(note, deadlines.send_by).await {
-            Announcement::Recorded => {}
-            Announcement::Lost if !note.must_be_recorded() => {}
-            Announcement::Lost => {
-                note.unsent();
-                return Attempted::Unrecorded;
-            }
-            Announcement::Late => return Attempted::Unsent,
+        if let Err(unsent) = record(note, deadlines.send_by).await {
+            return unsent;
         }
-    }
-    if note.is_some() && !is_session_in_force(&services, &operation, credentials.as_ref()) {
-        if let Some(note) = &note {
+        if !is_session_in_force(&services, &operation, credentials.as_ref()) {
             note.unsent();
+            return Attempted::Unsent;
         }
-        return Attempted::Unsent;
     }
     let Some((connection, receipt)) = permit.begin() else {
         if let Some(note) = &note {
@@ -163,6 +155,19 @@ async fn run(
     count(&services, &operation, &in_flight.0, &judged, took);
     settle(receipt, &judged.verdict);
     Attempted::Judged(Box::new(judged))
+}
+
+/// Records the attempt in the journal. Fails if it must not be sent.
+async fn record(note: &Note, send_by: Instant) -> Result<(), Attempted> {
+    match announce(note, send_by).await {
+        Announcement::Recorded => Ok(()),
+        Announcement::Lost if !note.must_be_recorded() => Ok(()),
+        Announcement::Lost => {
+            note.unsent();
+            Err(Attempted::Unrecorded)
+        }
+        Announcement::Late => Err(Attempted::Unsent),
+    }
 }
 
 /// Whether the session that an attempt is signed with is still in force: it may have ended while the

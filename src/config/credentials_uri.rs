@@ -1,5 +1,5 @@
 //! Which URIs may be asked for credentials. Metadata services are refused in every notation of
-//! their addresses: they return the credentials of the machine to whoever can choose a URI.
+//! their addresses: anyone who chooses a URI could obtain the credentials of the machine there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -71,7 +71,7 @@ const KINDS: &[(&str, FailureKind)] = &[
     ("SignatureDoesNotMatch", FailureKind::Refused),
 ];
 
-/// Codes of a service that cannot answer now, whoever asks.
+/// Codes of a service that cannot answer any request now.
 const UNAVAILABLE_CODES: [&str; 2] = ["ServiceUnavailable", "ServiceUnavailableTemporary"];
 
 /// STS's codes for a nonce that it has seen before.

@@ -94,7 +94,7 @@ impl Keeper {
     }
 
     /// The same for a source that replaces another one of the same role: the old session is used
-    /// until there is a new one, and the back-off goes on.
+    /// until there is a new one, and the back-off continues.
     pub(super) fn in_place_of(
         old: &Self,
         source: Arc<SessionSource>,

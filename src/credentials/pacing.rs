@@ -46,7 +46,7 @@ pub(super) const BACKGROUND_AT_ONCE: usize = 16;
 /// The maximum of concurrent requests of sources whose last request failed.
 pub(super) const FAILED_AT_ONCE: usize = 16;
 
-/// Of so many requests in a row one is of a source whose last request failed, if one waits.
+/// One in this many requests is of a source whose last request failed, if one waits.
 const SHARE_OF_FAILED: u64 = 4;
 
 /// The requests to one service.

@@ -6,7 +6,8 @@ use sha2::{Digest, Sha256};
 
 use super::key::{CLIENT_TOKEN, IdempotencyKey};
 
-/// The name of a record: a hash of account, client and key. Nobody can find another client's record.
+/// The name of a record: a hash of account, client and key, so that no client can find
+/// another one's record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RecordName([u8; 16]);
 

@@ -16,7 +16,7 @@ const MAX_HEADER: usize = 255;
 /// Maximum length of a `ClientToken`, as in Alibaba's other products.
 const MAX_TOKEN: usize = 64;
 
-/// An idempotency key. Whoever knows it can ask for the answer of its call, so it is never shown.
+/// An idempotency key. It gives access to the answer of its call, so it is never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct IdempotencyKey(Box<str>);
 

@@ -341,7 +341,7 @@ impl Drop for Marked {
 // === impl Owned ===
 
 impl Owned {
-    /// The table first: whoever is told must find the same there.
+    /// The table first: a waiter that learns of the end must find the same there.
     fn end(self, end: End, answer: Option<Answer>) {
         let mut table = self.records.table.lock();
         let fingerprint = self.running.fingerprint;

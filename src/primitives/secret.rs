@@ -27,7 +27,7 @@ macro_rules! never_shown {
 }
 pub(crate) use never_shown;
 
-/// A text that has so many characters of a secret in common with it quotes it.
+/// The number of characters in a row that a text has in common with a secret if it quotes it.
 const PIECE: usize = 12;
 
 /// Secret text such as an access key secret or an STS token.

@@ -62,7 +62,7 @@ pub(super) fn relayed_request(
     })
 }
 
-/// The refusal of a call that is signed for another host. Nobody can give Flowgate the secret of a
+/// The refusal of a call that is signed for another host. Flowgate cannot have the secret of a
 /// session that an application has obtained.
 fn not_for_upstream(upstream_host: &str, signed: &Authorization<'_>) -> Refusal {
     let or_secret = if signed.credential.starts_with(SESSION_KEY) {

@@ -115,8 +115,8 @@ fn relay_sessions(account: &mut Account) {
     }
 }
 
-/// Warns of accounts whose sessions no call can be signed with: unlike an access key, nobody else
-/// has a session's secret. Calls under the account's aliases are relayed as they are signed.
+/// Warns of accounts whose sessions no call can be signed with: unlike that of an access key, a
+/// session's secret is known to Flowgate alone. Calls under the account's aliases are relayed as they are signed.
 fn warn_of_unused_sessions(reader: &Reader, accounts: &[Account], clients: &[Client]) {
     let used: HashSet<_> = clients.iter().map(|client| &client.account).collect();
     let (relaying, unused): (Vec<_>, Vec<_>) = accounts
