@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::error::{FailureKind, FetchError};
 use super::obtain::Obtain;
 use super::service_limits::ServiceLimits;
-use super::session::Session;
+use super::session::{REFUSAL_PAUSE, Session};
 use crate::config::{Credentials, SessionSource};
 use crate::primitives::secret::never_shown;
 pub(super) use report::AccountNames;
@@ -269,10 +269,19 @@ impl Shared {
         if !is_in_force {
             return None;
         }
+        let is_again = session.refused_until().is_some_and(|until| until <= now);
         if session.refuse(now) {
             state.reported.refused(self);
         }
-        (state.demand(now) == Demand::Pending).then_some(session)
+        match state.demand(now) {
+            Demand::Pending => Some(session),
+            // By now it would be known everywhere: only another one helps.
+            Demand::TooSoon if is_again => {
+                session.refuse_until(state.demand_later(now) + REFUSAL_PAUSE);
+                Some(session)
+            }
+            Demand::TooSoon => None,
+        }
     }
 
     /// Counts as one that waits. The task looks again whether a request is due: after this host has

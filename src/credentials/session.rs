@@ -76,6 +76,11 @@ impl Session {
         before.is_none()
     }
 
+    /// It was refused again after its pause. It is not used until then.
+    pub(crate) fn refuse_until(&self, until: Instant) {
+        *self.refused_until.lock() = Some(until);
+    }
+
     /// The end of the pause after a refusal.
     pub(crate) fn refused_until(&self) -> Option<Instant> {
         *self.refused_until.lock()

@@ -32,6 +32,8 @@ pub(super) struct State {
     /// Whether refused calls wait for a request that has not begun.
     is_forced: bool,
     forced_at: Option<Instant>,
+    /// A forced request does not begin before this.
+    not_before: Option<Instant>,
     /// Whether what the service has refused has been replaced since the last request.
     is_changed: bool,
     /// What the last request was made with.
@@ -72,8 +74,11 @@ impl State {
         clock: SystemTime,
     ) -> Instant {
         let earliest = self.begun.map_or(now, |begun| begun + MIN_INTERVAL);
-        if self.is_forced || self.is_changed {
+        if self.is_changed {
             return earliest;
+        }
+        if self.is_forced {
+            return self.not_before.map_or(earliest, |at| at.max(earliest));
         }
         if let Some(retry_at) = self.retry_at {
             return retry_at.max(earliest);
@@ -111,6 +116,7 @@ impl State {
         self.begun = Some(now);
         self.is_under_way = true;
         self.is_forced = false;
+        self.not_before = None;
         self.is_changed = false;
     }
 
@@ -160,6 +166,16 @@ impl State {
         self.forced_at = Some(now);
         self.is_forced = true;
         Demand::Pending
+    }
+
+    /// Demands a request as soon as [`FORCED_INTERVAL`] has passed since the last forced one. Returns
+    /// when.
+    pub(super) fn demand_later(&mut self, now: Instant) -> Instant {
+        let at = self.forced_at.map_or(now, |at| at + FORCED_INTERVAL);
+        self.forced_at = Some(at);
+        self.not_before = Some(at);
+        self.is_forced = true;
+        at
     }
 
     /// How the next request is to be queued.

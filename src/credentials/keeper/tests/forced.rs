@@ -95,6 +95,29 @@ async fn a_refused_session_is_not_used_until_another_one_is_there_or_its_pause_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_is_refused_again_after_its_pause_is_replaced_after_10_seconds() {
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
+    let keeper = ready(&fake, oidc()).await;
+    seconds(60).await;
+    let begun = Instant::now();
+    assert!(keeper.replace(&credentials("STS.1"), within(30)).await);
+    seconds(2).await;
+    assert!(keeper.replace(&credentials("STS.2"), within(30)).await);
+    assert_eq!(begun.elapsed(), Duration::from_secs(7));
+    // Fifty calls try it again, and wait for another one.
+    let calls = (0..50).map(|_| async {
+        let refused = credentials("STS.2");
+        keeper.replace(&refused, within(30)).await
+    });
+    assert_eq!(join_all(calls).await, [true; 50]);
+    assert_eq!(begun.elapsed(), Duration::from_secs(10));
+    assert_eq!(
+        (fake.requests(), key(&keeper).as_deref()),
+        (3, Some("STS.3"))
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_source_that_returns_the_refused_session_again_ends_the_wait() {
     let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = ready(&fake, oidc()).await;
