@@ -273,7 +273,7 @@ impl Gateway {
         self.begin(hold).await.await
     }
 
-    /// Begins so many calls at once, each in a task.
+    /// Begins `count` calls at once, each in a task.
     pub(crate) async fn together(&self, count: usize, hold: &str) -> JoinSet<Ended> {
         let mut calls = JoinSet::new();
         for _ in 0..count {

@@ -223,7 +223,7 @@ impl Fake {
         })
     }
 
-    /// Answers this from now on, after so many milliseconds.
+    /// Answers this from now on, `after` milliseconds after each request.
     pub(in crate::credentials) fn set(&self, behaviour: Behaviour, after: u64) {
         *self.behaviour.lock() = (behaviour, after);
     }

@@ -14,7 +14,7 @@ async fn millis(millis: u64) {
     sleep(Duration::from_millis(millis)).await;
 }
 
-/// Sends so many requests at once, each of which takes so long. Returns when they began, in
+/// Sends `count` requests at once, each of which takes `takes` ms. Returns when they began, in
 /// milliseconds.
 async fn begins(
     pacing: &Arc<Pacing>,

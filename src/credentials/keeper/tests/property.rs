@@ -8,15 +8,15 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Event {
-    /// Nothing for so many seconds.
+    /// Nothing for a number of seconds.
     Wait(u64),
-    /// The source answers this from now on, after so many milliseconds.
+    /// The source answers this from now on, each time after a number of milliseconds.
     Set(Behaviour, u64),
-    /// A call waits at most so many seconds.
+    /// A call waits at most this number of seconds.
     Call(u64),
     /// CAMS refuses the session in use.
     Refuse,
-    /// The host sleeps for so many seconds.
+    /// The host sleeps for a number of seconds.
     Sleep(u64),
     /// The token's file is replaced.
     File(u64),
