@@ -48,12 +48,7 @@ impl<'a> CreatedFlow<'a> {
 
     /// Serializes the answer.
     pub(crate) fn write(&self, format: Format) -> String {
-        match format {
-            Format::Json => {
-                serde_json::to_string(self).expect("a struct of strings is always JSON")
-            }
-            Format::Xml => self.xml(),
-        }
+        format.write(self, || self.xml())
     }
 
     fn xml(&self) -> String {

@@ -77,6 +77,14 @@ impl Format {
             Self::Xml => "text/xml;charset=utf-8",
         }
     }
+
+    /// Serializes a body of strings. `xml` gives it as XML.
+    pub(super) fn write(self, body: &impl Serialize, xml: impl FnOnce() -> String) -> String {
+        match self {
+            Self::Json => serde_json::to_string(body).expect("a struct of strings is always JSON"),
+            Self::Xml => xml(),
+        }
+    }
 }
 
 // === impl ErrorBody ===
@@ -84,12 +92,7 @@ impl Format {
 impl ErrorBody<'_> {
     /// Serializes the body.
     pub(crate) fn write(&self, format: Format) -> String {
-        match format {
-            Format::Json => {
-                serde_json::to_string(self).expect("a struct of strings is always JSON")
-            }
-            Format::Xml => self.xml(),
-        }
+        format.write(self, || self.xml())
     }
 
     fn xml(&self) -> String {

@@ -37,16 +37,6 @@ pub(in crate::credentials) struct AccountNames {
 /// The maximum of accounts that a log line names.
 const MAX_NAMED: usize = 3;
 
-/// The fields of a source that all lines have.
-struct SourceFields<'a> {
-    source: &'static str,
-    /// `None` if the configuration does not say it.
-    role: Option<&'a str>,
-    /// The service.
-    place: String,
-    accounts: String,
-}
-
 // === impl AccountNames ===
 
 impl AccountNames {
@@ -71,18 +61,13 @@ impl fmt::Display for AccountNames {
     }
 }
 
-// === impl SourceFields ===
-
-impl<'a> SourceFields<'a> {
-    fn of(shared: &'a Shared) -> Self {
-        let source: &SessionSource = &shared.source;
-        Self {
-            source: source.name(),
-            role: Some(source.role()).filter(|role| !role.is_empty()),
-            place: http::place(source),
-            accounts: shared.accounts.load().to_string(),
-        }
-    }
+/// The fields of a source that all lines have: its kind, the role (`None` if the configuration does
+/// not say it), the service and the accounts.
+fn source_fields(shared: &Shared) -> (&'static str, Option<&str>, String, String) {
+    let source: &SessionSource = &shared.source;
+    let role = Some(source.role()).filter(|role| !role.is_empty());
+    let accounts = shared.accounts.load().to_string();
+    (source.name(), role, http::place(source), accounts)
 }
 
 // === impl Reported ===
@@ -102,12 +87,7 @@ impl Reported {
             return;
         };
         if is_new && let Some(left_out) = shared.limits.failure_lines.line(Instant::now()) {
-            let SourceFields {
-                source,
-                role,
-                place,
-                accounts,
-            } = SourceFields::of(shared);
+            let (source, role, place, accounts) = source_fields(shared);
             tracing::warn!(
                 accounts, source, role, place, kind = error.kind.label(), %error,
                 ends_in_seconds = left.as_secs(), left_out,
@@ -120,12 +100,7 @@ impl Reported {
     pub(super) fn ended(&mut self, shared: &Shared, error: &FetchError) {
         self.is_ended = true;
         if let Some(left_out) = shared.limits.failure_lines.line(Instant::now()) {
-            let SourceFields {
-                source,
-                role,
-                place,
-                accounts,
-            } = SourceFields::of(shared);
+            let (source, role, place, accounts) = source_fields(shared);
             tracing::error!(
                 accounts, source, role, place, kind = error.kind.label(), %error, left_out,
                 "no valid session: calls cannot be signed"
@@ -136,12 +111,7 @@ impl Reported {
     /// Logs that the session was refused before its end.
     pub(super) fn refused(&self, shared: &Shared) {
         if let Some(left_out) = shared.limits.failure_lines.line(Instant::now()) {
-            let SourceFields {
-                source,
-                role,
-                place,
-                accounts,
-            } = SourceFields::of(shared);
+            let (source, role, place, accounts) = source_fields(shared);
             tracing::warn!(
                 accounts,
                 source,
@@ -171,12 +141,7 @@ impl Reported {
         let Some(left_out) = shared.limits.success_lines.line(Instant::now()) else {
             return;
         };
-        let SourceFields {
-            source,
-            role,
-            place,
-            accounts,
-        } = SourceFields::of(shared);
+        let (source, role, place, accounts) = source_fields(shared);
         if before.has_succeeded {
             tracing::info!(
                 accounts,
