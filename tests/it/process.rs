@@ -17,6 +17,16 @@ use tokio::time::Instant;
 
 use crate::caller::{Call, SECRET};
 
+/// The variables that name a proxy for HTTP clients.
+pub(crate) const PROXY_VARIABLES: [&str; 6] = [
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
 /// A running Flowgate. Dropping it kills the process.
 pub(crate) struct Process {
     child: Child,

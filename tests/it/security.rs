@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use crate::caller::{self, Call, KEY, SECRET};
 use crate::harness::{Harness, Metrics};
-use crate::process::Process;
+use crate::process::{PROXY_VARIABLES, Process};
 
 async fn endpoint() -> Running {
     Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
@@ -44,15 +44,8 @@ async fn proxy_variables_are_ignored() {
     let sim = endpoint().await;
     let elsewhere = endpoint().await;
     let url = elsewhere.url();
-    let names = [
-        "HTTP_PROXY",
-        "http_proxy",
-        "HTTPS_PROXY",
-        "https_proxy",
-        "ALL_PROXY",
-        "all_proxy",
-    ];
-    let flowgate = Process::with_env(&sim, "", &names.map(|name| (name, url.as_str()))).await;
+    let flowgate =
+        Process::with_env(&sim, "", &PROXY_VARIABLES.map(|name| (name, url.as_str()))).await;
     assert_eq!(
         Call::v3(&flowgate.proxy.to_string(), "x")
             .send(flowgate.proxy)

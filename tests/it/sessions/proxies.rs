@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpListener;
 
 use super::cloud::{Cloud, create_as};
+use crate::process::PROXY_VARIABLES;
 
 /// A server that counts connections and closes them.
 async fn recorder() -> (SocketAddr, Arc<AtomicUsize>) {
@@ -28,15 +29,7 @@ async fn requests_for_credentials_pass_no_proxy_of_the_environment() {
     let cloud = Cloud::start(None).await;
     let (proxy, connections) = recorder().await;
     let proxy = format!("http://{proxy}");
-    let variables = [
-        "HTTP_PROXY",
-        "http_proxy",
-        "HTTPS_PROXY",
-        "https_proxy",
-        "ALL_PROXY",
-        "all_proxy",
-    ];
-    let mut env: Vec<_> = variables
+    let mut env: Vec<_> = PROXY_VARIABLES
         .into_iter()
         .map(|name| (name, proxy.as_str()))
         .collect();
