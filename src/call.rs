@@ -18,6 +18,7 @@ pub(crate) mod services;
 pub(crate) mod sign;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod unknown;
 pub(crate) mod unread;
 mod waiting;
 
@@ -36,7 +37,7 @@ use tokio::time::{Instant, Sleep};
 use crate::acs::actions::{self, Effect};
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::call::credentials::SessionWait;
-use crate::call::idempotency::Order;
+use crate::call::idempotency::OrderCall;
 use crate::call::identify::{Caller, Claim, Sendable};
 use crate::call::judge::Verdict;
 use crate::call::reply::ErrorFormat;
@@ -45,7 +46,7 @@ use crate::call::services::CallServices;
 use crate::config::{Listen, Mode};
 use crate::error::{Kind, Refusal};
 use crate::limiter::{self, LimitedCall, SendPermit};
-use crate::observe::journal::JournalKey;
+use crate::observe::journal::JournalOrder;
 use crate::observe::record::Record;
 use crate::operation::Operation;
 use crate::process::shutdown::Phase;
@@ -178,7 +179,7 @@ struct ActiveCall<'a> {
 /// A call with an idempotency key, which continues without its caller.
 struct Background {
     /// The key in the journal.
-    journal_key: JournalKey,
+    journal_key: JournalOrder,
     /// Until then an answer is waited for.
     answer_by: Instant,
 }
@@ -221,7 +222,7 @@ impl<'a> ActiveCall<'a> {
         services: &'a Arc<CallServices>,
         accepted: AcceptedCall,
         record: &'a mut Record,
-        journal_key: JournalKey,
+        journal_key: JournalOrder,
     ) -> Result<Self, Refusal> {
         let mut call = Self::new(services, accepted, record)?;
         let answer_timeout = services
@@ -480,7 +481,7 @@ struct AcceptedCall {
     /// The generation of the configuration that it was identified with.
     generation: u64,
     /// The order that its idempotency key stands for, if it has one.
-    order: Option<Box<Order>>,
+    order: Option<Box<OrderCall>>,
 }
 
 /// What follows from the steps before the queue.
@@ -553,7 +554,7 @@ where
     let mut caller = services.count_proof(proved)?;
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.set_flow_name(caller.flow_name().as_deref());
-    let order = idempotency::order(&mut caller, &head.headers, config)?;
+    let order = idempotency::order(&mut caller, &head.headers, config, record.request_id())?;
     Ok(AcceptedCall {
         operation: Arc::new(operation),
         upstream: config_snapshot.upstreams.get(caller.upstream()).clone(),

@@ -244,6 +244,22 @@ pub struct Account {
     pub aliases: Vec<KeyPattern>,
     /// The endpoint of its calls, if it is not the one of `[upstream]`.
     pub upstream: Option<AccountUpstream>,
+    /// What is known of the names of its flows.
+    pub flow_names: FlowNames,
+    /// Whether a CreateFlow without an idempotency key is a repetition of an equal one.
+    pub adopt_repeats: bool,
+}
+
+/// What is known of the names of an account's flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowNames {
+    /// Nothing.
+    #[default]
+    Any,
+    /// While a CreateFlow is under way, only it creates, renames or deletes a flow of its name in its
+    /// CustSpaceId: a flow that is found by its name is the one that was created.
+    Unique,
 }
 
 /// The actions that a client may call.
@@ -371,6 +387,21 @@ pub struct ExactlyOnce {
     pub keep: Duration,
     /// Maximum number of keys that are remembered.
     pub max_keys: usize,
+    /// What happens to a call with a key that cannot be recorded.
+    pub on_loss: OnKeyLoss,
+    /// How long after its last possible time stamp a request may still be executed.
+    #[serde(serialize_with = "serializers::time")]
+    pub settle: Duration,
+}
+
+/// What happens to a call with an idempotency key that cannot be recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnKeyLoss {
+    /// It is refused.
+    Refuse,
+    /// It is sent without protection.
+    Send,
 }
 
 /// `[drain]`.

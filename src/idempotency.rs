@@ -18,6 +18,10 @@ pub(crate) enum KeyState {
     Attached,
     /// An earlier call of the key has created the flow.
     Replayed,
+    /// The answer was lost, and Flowgate has found the flow.
+    Resolved,
+    /// The call has no key, and an equal one has created the flow.
+    Adopted,
     /// The call of the key is still under way.
     Pending,
     /// The outcome of the key's call is unknown.
@@ -32,10 +36,12 @@ pub(crate) enum KeyState {
 
 impl KeyState {
     /// All states.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::First,
         Self::Attached,
         Self::Replayed,
+        Self::Resolved,
+        Self::Adopted,
         Self::Pending,
         Self::Unknown,
         Self::Mismatch,
@@ -48,6 +54,8 @@ impl KeyState {
             Self::First => "first",
             Self::Attached => "attached",
             Self::Replayed => "replayed",
+            Self::Resolved => "resolved",
+            Self::Adopted => "adopted",
             Self::Pending => "pending",
             Self::Unknown => "unknown",
             Self::Mismatch => "mismatch",

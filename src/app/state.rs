@@ -1,5 +1,6 @@
 //! The state of the process: what lives as long as it, and what a reload replaces.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -10,8 +11,9 @@ use crate::app::start_error::StartError;
 use crate::call::current_config::Endpoints;
 use crate::call::reply;
 use crate::call::services::{CallServices, bounds_of_keys};
-use crate::config::{self, Bind, Config};
+use crate::config::{self, Bind, Config, FlowNames};
 use crate::credentials::keepers::Keepers;
+use crate::idempotency::record::Order;
 use crate::idempotency::records::Restored;
 use crate::limiter::shared::Quota;
 use crate::observe::journal::{self, Journal};
@@ -233,9 +235,17 @@ fn restore_keys(calls: &CallServices) -> Result<(), StartError> {
     };
     match journal::keyed(&journal.path) {
         Ok(attempts) => {
-            let restored = calls
-                .records
-                .restore(attempts, Instant::now(), SystemTime::now());
+            let unique: HashSet<_> = config
+                .accounts
+                .iter()
+                .filter(|account| account.flow_names == FlowNames::Unique)
+                .map(|account| &account.id)
+                .collect();
+            let is_sought = |order: &Order| unique.contains(&order.account);
+            let restored =
+                calls
+                    .records
+                    .restore(attempts, Instant::now(), SystemTime::now(), is_sought);
             if restored.keys > 0 {
                 let Restored { keys, unknown } = restored;
                 tracing::info!(keys, unknown, "idempotency keys are restored");

@@ -1,6 +1,6 @@
-//! Calls with an idempotency key. The call of a key runs as a task, and its callers wait for the
-//! record of the key: it continues when they disconnect, and a repetition of the call waits with
-//! them.
+//! Calls with a record: those with an idempotency key, and every CreateFlow of an account whose flow
+//! names are unique. The call of a record runs as a task, and its callers wait for the record: it
+//! continues when they disconnect, and a repetition of the call waits with them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use hyper::{Response, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempted, Judged};
-use super::identify::Caller;
+use super::identify::{Caller, Verified};
 use super::judge::Verdict;
 use super::reply::{self, ErrorFormat};
 use super::retry::Decision;
@@ -20,38 +20,40 @@ use super::services::CallServices;
 use super::{AcceptedCall, ActiveCall};
 use crate::acs::created_flow::CreatedFlow;
 use crate::acs::flow_id;
-use crate::config::{Config, Mode};
+use crate::config::{Config, FlowNames, Mode};
 use crate::error::{Kind, Outcome, Refusal};
 use crate::idempotency::KeyState;
-use crate::idempotency::fingerprint::{Fingerprint, RecordName, fingerprint, record_name};
-use crate::idempotency::key::{self, CLIENT_TOKEN};
-use crate::idempotency::record::{Answer, Created, End, Ending, Progress, UnknownOutcome, Waiter};
-use crate::idempotency::records::{Claim, Found, Marked};
-use crate::observe::journal::JournalKey;
+use crate::idempotency::fingerprint::{RecordName, equal_name, fingerprint, record_name};
+use crate::idempotency::key::{self, CLIENT_TOKEN, IdempotencyKey};
+use crate::idempotency::record::{
+    Answer, Created, End, Ending, FlowDescription, Order, OrderKind, Progress, Search,
+    UnknownOutcome, Waiter,
+};
+use crate::idempotency::records::{CallEnd, Claim, Found, Loss, Marked};
+use crate::observe::journal::JournalOrder;
 use crate::observe::record::{CallStats, Record};
 use crate::operation::Operation;
 use crate::primitives::id::ClientId;
 
-/// The one action whose calls may have a key.
+/// The one action whose calls may have a record.
 const ACTION: &str = "CreateFlow";
 
 /// When a call that waits for another one of its key should be repeated.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
-/// The order that a key stands for.
-pub(super) struct Order {
+/// A call with a record.
+pub(super) struct OrderCall {
     name: RecordName,
-    fingerprint: Fingerprint,
-    client: ClientId,
-    flow_name: Box<str>,
-    categories: Vec<String>,
+    order: Arc<Order>,
+    /// Whether Flowgate looks for the flow if its outcome is unknown.
+    is_sought: bool,
 }
 
-/// A call with a key, and what its answer needs.
+/// A call with a record, and what its answer needs.
 struct KeyedCall<'a> {
     services: &'a Arc<CallServices>,
     operation: &'a Operation,
-    order: &'a Order,
+    order: &'a OrderCall,
     format: &'a ErrorFormat,
     /// The end of the hold.
     answer_by: Instant,
@@ -63,44 +65,41 @@ enum Owner {
     Marked(Marked),
 }
 
-/// Reads the order of a call. `None`: the call has no key, or keys are not honoured. A `ClientToken`
-/// is not sent to CAMS, which does not know it.
+/// Reads the order of a call. `None`: it has no record. A `ClientToken` is not sent to CAMS, which
+/// does not know it.
 pub(super) fn order(
     caller: &mut Caller,
     headers: &HeaderMap,
     config: &Config,
-) -> Result<Option<Box<Order>>, Refusal> {
-    let is_honoured = config.exactly_once.keys && config.mode == Mode::Enforce;
-    if !is_honoured || caller.action().as_str() != ACTION {
+    request_id: &str,
+) -> Result<Option<Box<OrderCall>>, Refusal> {
+    if caller.action().as_str() != ACTION || config.mode != Mode::Enforce {
         return Ok(None);
     }
-    let key = key::read(headers, caller.params().get(CLIENT_TOKEN))
-        .map_err(|error| Refusal::new(Kind::BadRequest, format!("Flowgate: {error}.")))?;
-    let Some(key) = key else {
+    let key = if config.exactly_once.keys {
+        key::read(headers, caller.params().get(CLIENT_TOKEN))
+            .map_err(|error| Refusal::new(Kind::BadRequest, format!("Flowgate: {error}.")))?
+    } else {
+        None
+    };
+    let call = match &*caller {
+        Caller::Verified(call) => call,
+        Caller::Relayed(_) if key.is_none() => return Ok(None),
+        Caller::Relayed(_) => {
+            let message = "An idempotency key needs an account whose calls Flowgate signs: the \
+                           caller of a relayed call is not verified, so it may not be shown an \
+                           answer.";
+            return Err(Refusal::new(Kind::BadRequest, message));
+        }
+    };
+    let is_sought = call.flow_names() == FlowNames::Unique;
+    if key.is_none() && !is_sought {
         return Ok(None);
-    };
-    let Caller::Verified(call) = &*caller else {
-        let message = "An idempotency key needs an account whose calls Flowgate signs: the caller \
-                       of a relayed call is not verified, so it may not be shown an answer.";
-        return Err(Refusal::new(Kind::BadRequest, message));
-    };
-    // All keys and sessions of an account itself are one client: a session changes every hour.
-    let client = call
-        .client_config()
-        .map_or_else(|| ClientId::new(""), |client| client.id.clone());
-    let flow_name = caller.flow_name().unwrap_or_default().into();
-    let order = Order {
-        name: record_name(caller.account().as_str(), client.as_str(), &key),
-        fingerprint: fingerprint(
-            ACTION,
-            call.params().iter(),
-            call.json().map(|json| &json[..]),
-        ),
-        categories: categories(caller),
-        client,
-        flow_name,
-    };
-    caller.remove_param(CLIENT_TOKEN);
+    }
+    let order = OrderCall::new(call, caller, key.as_ref(), request_id);
+    if key.is_some() {
+        caller.remove_param(CLIENT_TOKEN);
+    }
     Ok(Some(Box::new(order)))
 }
 
@@ -116,7 +115,7 @@ fn categories(caller: &Caller) -> Vec<String> {
 pub(super) async fn answer(
     services: &Arc<CallServices>,
     accepted: AcceptedCall,
-    order: &Order,
+    order: &OrderCall,
     record: &mut Record,
     format: &ErrorFormat,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
@@ -135,10 +134,11 @@ pub(super) async fn answer(
         Ok(response) => reply::key_state(response.headers()),
         Err(refusal) => refusal.key,
     };
-    let account = operation.account_label();
-    services
-        .metrics
-        .keyed_call(account, state.unwrap_or(KeyState::Refused.label()));
+    if call.is_repeatable() || state.is_some() {
+        let account = operation.account_label();
+        let state = state.unwrap_or(KeyState::Refused.label());
+        services.metrics.keyed_call(account, state);
+    }
     answered
 }
 
@@ -148,48 +148,47 @@ async fn wait(
     mut waiter: Waiter,
     answer_by: Instant,
     record: &mut Record,
-) -> Result<Arc<Ending>, Refusal> {
+) -> Result<Arc<Ending>, Progress> {
     let ended = timeout_at(answer_by, async {
         waiter.opened().await;
         record.follows_attempt();
         waiter.end().await
     });
-    match ended.await {
-        Ok(ending) => Ok(ending),
-        Err(_elapsed) => Err(pending(&waiter.progress())),
-    }
-}
-
-/// The answer to the first caller: CAMS's own.
-fn first(ending: &Ending, record: &mut Record) -> Result<Response<Full<Bytes>>, Refusal> {
-    let Some(answer) = &ending.answer else {
-        return Err(reply::internal());
-    };
-    record.follow(answer.attempts, answer.waited);
-    match &answer.result {
-        Ok(response) => {
-            record.answered(answer.outcome, &answer.code, response.status());
-            let mut response = response.clone();
-            reply::mark_key(response.headers_mut(), state_of(&ending.end));
-            Ok(response)
-        }
-        Err(refusal) if ending.was_sent() => {
-            Err(refusal.clone().with_key(state_of(&ending.end).label()))
-        }
-        Err(refusal) => Err(refusal.clone()),
-    }
-}
-
-fn state_of(end: &End) -> KeyState {
-    match end {
-        End::Done(_) | End::Released => KeyState::First,
-        End::Unknown(_) => KeyState::Unknown,
-    }
+    ended.await.map_err(|_elapsed| waiter.progress())
 }
 
 fn unknown_outcome(unknown: &UnknownOutcome) -> Refusal {
-    Refusal::unknown(&unknown.reason, ACTION, unknown.request_id.as_deref())
-        .with_key(KeyState::Unknown.label())
+    let refusal = Refusal::unknown(&unknown.reason, ACTION, unknown.request_id.as_deref());
+    Refusal {
+        message: with_finding(refusal.message, unknown),
+        ..refusal
+    }
+    .with_key(KeyState::Unknown.label())
+}
+
+/// Adds what the looks have found.
+fn with_finding(message: String, unknown: &UnknownOutcome) -> String {
+    match &unknown.search {
+        Search::Ambiguous(found) => format!("{message} Flowgate has looked for it: {found}."),
+        Search::None | Search::Active => message,
+    }
+}
+
+/// The refusal of a call whose hold is over while Flowgate looks for its flow.
+fn sought(unknown: &UnknownOutcome) -> Refusal {
+    Refusal {
+        retry_after: Some(REPEAT_AFTER),
+        ..unknown_outcome(unknown)
+    }
+}
+
+/// How a caller learns of a flow that was not created by its own attempt.
+fn learned(ending: &Ending) -> KeyState {
+    if ending.is_resolved {
+        KeyState::Resolved
+    } else {
+        KeyState::Replayed
+    }
 }
 
 fn mismatch() -> Refusal {
@@ -217,13 +216,21 @@ fn pending(progress: &Progress) -> Refusal {
             retry_after: Some(REPEAT_AFTER),
             ..Refusal::unknown("CAMS has not answered within the hold", ACTION, None)
         },
-        Progress::Claimed | Progress::Ended(_) => Refusal::after(
-            Kind::HoldExpired,
-            REPEAT_AFTER,
-            "The call of this idempotency key is still queued. Repeat the call with the same key.",
-        ),
+        Progress::Sought(ending) | Progress::Ended(ending) => match &ending.end {
+            End::Unknown(unknown) => return sought(unknown),
+            End::Done(_) | End::Released => still_queued(),
+        },
+        Progress::Claimed => still_queued(),
     };
     refusal.with_key(KeyState::Pending.label())
+}
+
+fn still_queued() -> Refusal {
+    Refusal::after(
+        Kind::HoldExpired,
+        REPEAT_AFTER,
+        "The call of this idempotency key is still queued. Repeat the call with the same key.",
+    )
 }
 
 /// Runs the call of a key to its end.
@@ -232,21 +239,21 @@ async fn run(
     call: AcceptedCall,
     claim: Claim,
     mut record: Record,
-    key: JournalKey,
+    order: JournalOrder,
+    is_sought: bool,
 ) {
     let mut owner = Some(Owner::Claimed(claim));
-    let call = ActiveCall::in_background(&services, call, &mut record, key);
+    let call = ActiveCall::in_background(&services, call, &mut record, order);
     let driven = match call {
-        Ok(call) => Box::pin(drive(call, &mut owner)).await,
+        Ok(call) => Box::pin(drive(call, is_sought, &mut owner)).await,
         Err(refusal) => Err(refusal),
     };
-    let answer = match driven {
+    let (end, answer) = match driven {
         Ok(Some(ended)) => ended,
-        // Its callers have left; dropping the claim frees the key.
+        // Its callers have left; dropping the claim frees the record.
         Ok(None) => return,
-        Err(refusal) => (End::Released, refused(refusal, &record)),
+        Err(refusal) => (CallEnd::NotCreated, refused(refusal, &record)),
     };
-    let (end, answer) = answer;
     match owner.take() {
         Some(Owner::Claimed(claim)) => claim.release(answer),
         Some(Owner::Marked(marked)) => marked.end(end, answer),
@@ -259,8 +266,9 @@ async fn run(
 /// another result the call does not return to the queue.
 async fn drive(
     mut call: ActiveCall<'_>,
+    is_sought: bool,
     owner: &mut Option<Owner>,
-) -> Result<Option<(End, Answer)>, Refusal> {
+) -> Result<Option<(CallEnd, Answer)>, Refusal> {
     loop {
         let permit = match &*owner {
             Some(Owner::Claimed(claim)) => tokio::select! {
@@ -273,7 +281,9 @@ async fn drive(
         let Some(sending) = call.sign(permit)? else {
             continue;
         };
-        *owner = owner.take().map(Owner::mark);
+        let stamped_until = call.limited_call.send_by();
+        *owner = owner.take().map(|owner| owner.mark(stamped_until));
+        let attempt = sending.note.as_ref().map(|note| note.attempt().into());
         let attempted = call.attempt(sending).await;
         if matches!(attempted, Attempted::Unrecorded) {
             call.record.unsent();
@@ -284,43 +294,47 @@ async fn drive(
         };
         match call.decide(&judged.verdict) {
             Decision::Again { after } => call.back_off(after).await,
-            Decision::Reply { advice } => return Ok(Some(ended(&mut call, *judged, advice))),
+            Decision::Reply { advice } => {
+                let end = end_of(&judged, attempt, is_sought);
+                return Ok(Some((end, answer_of(&mut call, *judged, advice))));
+            }
         }
     }
 }
 
-/// What a judged attempt has done, and the answer to the first caller.
-fn ended(call: &mut ActiveCall<'_>, judged: Judged, advice: Duration) -> (End, Answer) {
-    let end = end_of(&judged);
+/// The answer to the first caller.
+fn answer_of(call: &mut ActiveCall<'_>, judged: Judged, advice: Duration) -> Answer {
     let outcome = judged.verdict.outcome();
     let code = judged.verdict.code().into();
     let result = call.pass_on(judged.answer, &judged.verdict, advice);
     let CallStats { waited, attempts } = call.record.service();
-    let answer = Answer {
+    Answer {
         result,
         outcome,
         code,
         attempts,
         waited,
-    };
-    (end, answer)
+    }
 }
 
-fn end_of(judged: &Judged) -> End {
+/// What a judged attempt has done. `attempt` is its name in the journal.
+fn end_of(judged: &Judged, attempt: Option<Box<str>>, is_sought: bool) -> CallEnd {
     let unknown = |reason: &str| {
-        End::Unknown(Arc::new(UnknownOutcome {
+        CallEnd::Unknown(Loss {
             reason: reason.into(),
             request_id: judged.verdict.request_id().map(Into::into),
-        }))
+            attempt,
+            is_sought,
+        })
     };
     match &judged.verdict {
         Verdict::Ok { request_id, .. } => {
             let body = judged.answer.as_ref().map(|answer| &answer.body);
             match body.and_then(|body| flow_id::read(body)) {
-                Some(flow_id) => End::Done(Arc::new(Created {
+                Some(flow_id) => CallEnd::Created(Created {
                     flow_id: flow_id.into(),
                     request_id: request_id.as_deref().map(Into::into),
-                })),
+                }),
                 None => unknown("a success without a FlowId"),
             }
         }
@@ -328,7 +342,7 @@ fn end_of(judged: &Judged) -> End {
         Verdict::Throttled { .. }
         | Verdict::UpstreamError { .. }
         | Verdict::Credentials { .. }
-        | Verdict::Clock { .. } => End::Released,
+        | Verdict::Clock { .. } => CallEnd::NotCreated,
     }
 }
 
@@ -343,13 +357,65 @@ fn refused(refusal: Refusal, record: &Record) -> Answer {
     }
 }
 
-// === impl Order ===
+// === impl OrderCall ===
 
-impl Order {
-    fn journal_key(&self) -> JournalKey {
-        JournalKey {
+impl OrderCall {
+    fn new(
+        call: &Verified,
+        caller: &Caller,
+        key: Option<&IdempotencyKey>,
+        request_id: &str,
+    ) -> Self {
+        let account = caller.account();
+        // All keys and sessions of an account itself are one client: a session changes every hour.
+        let client = call
+            .client_config()
+            .map_or_else(|| ClientId::new(""), |client| client.id.clone());
+        let json = call.json().map(|json| &json[..]);
+        let fingerprint = fingerprint(ACTION, call.params().iter(), json);
+        let (kind, name) = match key {
+            Some(key) => {
+                let name = record_name(account.as_str(), client.as_str(), key);
+                (OrderKind::Keyed, name)
+            }
+            None if call.adopts_repeats() => {
+                let name = equal_name(account.as_str(), client.as_str(), fingerprint);
+                (OrderKind::Equal, name)
+            }
+            None => (OrderKind::Single, RecordName::random()),
+        };
+        let order = Order {
+            account: account.clone(),
+            client,
+            kind,
+            fingerprint,
+            request_id: request_id.into(),
+            flow: FlowDescription {
+                name: caller.flow_name().unwrap_or_default().into(),
+                space: caller
+                    .params()
+                    .get("CustSpaceId")
+                    .unwrap_or_default()
+                    .into(),
+                categories: categories(caller),
+            },
+        };
+        Self {
+            name,
+            order: Arc::new(order),
+            is_sought: call.flow_names() == FlowNames::Unique,
+        }
+    }
+
+    fn journal_order(&self) -> JournalOrder {
+        let flow = &self.order.flow;
+        JournalOrder {
             name: self.name.hex(),
-            fingerprint: self.fingerprint.hex(),
+            fingerprint: self.order.fingerprint.hex(),
+            kind: self.order.kind,
+            flow_name: flow.name.to_string(),
+            space: flow.space.to_string(),
+            categories: flow.categories.clone(),
         }
     }
 }
@@ -366,23 +432,27 @@ impl KeyedCall<'_> {
             services, order, ..
         } = *self;
         loop {
-            let found = services
-                .records
-                .find(order.name, &order.client, order.fingerprint);
-            match found {
+            match services.records.find(order.name, &order.order) {
                 Found::New(claim, waiter) => {
                     let own = Record::background(services.telemetry.clone(), record.request_id());
-                    let run = run(services.clone(), accepted, claim, own, order.journal_key());
+                    let (journal, is_sought) = (order.journal_order(), order.is_sought);
+                    let run = run(services.clone(), accepted, claim, own, journal, is_sought);
                     services.attempts.spawn(run);
-                    let ending = wait(waiter, self.answer_by, record).await?;
-                    return first(&ending, record);
+                    return match wait(waiter, self.answer_by, record).await {
+                        Ok(ending) => self.first(&ending, record),
+                        // CAMS's own answer, if there is one.
+                        Err(Progress::Sought(ending)) if ending.answer.is_some() => {
+                            self.first(&ending, record)
+                        }
+                        Err(progress) => Err(self.pending(&progress)),
+                    };
                 }
                 Found::Running(waiter) => {
                     let ending = self.attach(waiter, accepted.bytes, record).await?;
                     if let Some(answer) = self.attached(&ending, record) {
                         return answer;
                     }
-                    // Flowgate refused the call of the key; this one tries for itself.
+                    // Nothing was created by the call of the key; this one tries for itself.
                     accepted.operation = Arc::new(self.operation_now());
                 }
                 Found::Done(created) => {
@@ -392,6 +462,88 @@ impl KeyedCall<'_> {
                 Found::Mismatch => return Err(mismatch()),
                 Found::Full => return Err(full()),
             }
+        }
+    }
+
+    /// The answer to the first caller: CAMS's own, if there is one.
+    fn first(
+        &self,
+        ending: &Ending,
+        record: &mut Record,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let Some(answer) = &ending.answer else {
+            return match &ending.end {
+                End::Done(created) => Ok(self.replay(created, learned(ending), record)),
+                End::Unknown(unknown) => Err(unknown_outcome(unknown)),
+                End::Released if ending.is_resolved => Err(self.absent()),
+                End::Released => Err(reply::internal()),
+            };
+        };
+        record.follow(answer.attempts, answer.waited);
+        let state = self.state_of(&ending.end);
+        match &answer.result {
+            Ok(response) => {
+                record.answered(answer.outcome, &answer.code, response.status());
+                let mut response = response.clone();
+                if let Some(state) = state {
+                    reply::mark_key(response.headers_mut(), state);
+                }
+                Ok(response)
+            }
+            Err(refusal) => {
+                let mut refusal = refusal.clone();
+                if ending.was_sent() {
+                    refusal.key = state.map(KeyState::label);
+                }
+                if let End::Unknown(unknown) = &ending.end
+                    && self.is_repeatable()
+                    && unknown.search == Search::Active
+                {
+                    refusal.retry_after = Some(REPEAT_AFTER);
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    /// What the answer to the first caller has to do with its record. A call that cannot be repeated
+    /// is not protected.
+    fn state_of(&self, end: &End) -> Option<KeyState> {
+        let state = match end {
+            End::Done(_) | End::Released => KeyState::First,
+            End::Unknown(_) => KeyState::Unknown,
+        };
+        self.is_repeatable().then_some(state)
+    }
+
+    /// Whether a repetition of the call finds its record.
+    fn is_repeatable(&self) -> bool {
+        self.order.order.kind != OrderKind::Single
+    }
+
+    /// The refusal of a call whose hold is over before its record has ended.
+    fn pending(&self, progress: &Progress) -> Refusal {
+        let refusal = pending(progress);
+        if self.is_repeatable() {
+            return refusal;
+        }
+        // As for other calls: a repetition would create another flow.
+        let is_queued = matches!(progress, Progress::Claimed);
+        Refusal {
+            key: None,
+            retry_after: refusal.retry_after.filter(|_| is_queued),
+            ..refusal
+        }
+    }
+
+    /// Looks have proved that the flow does not exist: the caller may try again.
+    fn absent(&self) -> Refusal {
+        let message = "CAMS has not created the flow. Repeat the call.";
+        let refusal = Refusal::after(Kind::HoldExpired, REPEAT_AFTER, message);
+        if self.is_repeatable() {
+            refusal.with_key(KeyState::Pending.label())
+        } else {
+            refusal
         }
     }
 
@@ -411,7 +563,8 @@ impl KeyedCall<'_> {
         let awaited = "the call of their idempotency key";
         let _counted = services.key_waits.enter(operation, &queue, awaited)?;
         let _reserved = services.limiter.reserve(operation, bytes)?;
-        wait(waiter, self.answer_by, record).await
+        let waited = wait(waiter, self.answer_by, record).await;
+        waited.map_err(|progress| self.pending(&progress))
     }
 
     /// The answer of the call that this one has waited for. `None`: it was not sent.
@@ -421,12 +574,19 @@ impl KeyedCall<'_> {
         record: &mut Record,
     ) -> Option<Result<Response<Full<Bytes>>, Refusal>> {
         match &ending.end {
-            End::Done(created) => Some(Ok(self.replay(created, KeyState::Attached, record))),
+            End::Done(created) => {
+                let state = if ending.is_resolved {
+                    KeyState::Resolved
+                } else {
+                    KeyState::Attached
+                };
+                Some(Ok(self.replay(created, state, record)))
+            }
             End::Unknown(unknown) => Some(Err(unknown_outcome(unknown))),
             // CAMS's own refusal is for all who waited for it.
-            End::Released if ending.was_sent() => Some(first(ending, record)),
+            End::Released if ending.was_sent() => Some(self.first(ending, record)),
             End::Released if Instant::now() >= self.answer_by => {
-                Some(Err(pending(&Progress::Claimed)))
+                Some(Err(self.pending(&Progress::Claimed)))
             }
             End::Released => None,
         }
@@ -450,13 +610,15 @@ impl KeyedCall<'_> {
         state: KeyState,
         record: &mut Record,
     ) -> Response<Full<Bytes>> {
-        let Order {
-            flow_name,
-            categories,
-            ..
-        } = self.order;
+        let FlowDescription {
+            name, categories, ..
+        } = &self.order.order.flow;
         let request_id = created.request_id.as_deref().unwrap_or_default();
-        let flow = CreatedFlow::new(request_id, &created.flow_id, flow_name, categories);
+        let flow = CreatedFlow::new(request_id, &created.flow_id, name, categories);
+        let state = match (self.order.order.kind, state) {
+            (OrderKind::Equal, KeyState::Attached | KeyState::Replayed) => KeyState::Adopted,
+            (_, state) => state,
+        };
         let response = reply::replay(&flow, state, self.format);
         record.answered(Outcome::Ok, "OK", StatusCode::OK);
         response
@@ -467,9 +629,9 @@ impl KeyedCall<'_> {
 
 impl Owner {
     /// An attempt may leave from now on.
-    fn mark(self) -> Self {
+    fn mark(self, stamped_until: Instant) -> Self {
         match self {
-            Self::Claimed(claim) => Self::Marked(claim.mark()),
+            Self::Claimed(claim) => Self::Marked(claim.mark(stamped_until)),
             Self::Marked(marked) => Self::Marked(marked),
         }
     }

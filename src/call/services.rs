@@ -10,6 +10,7 @@ use super::body;
 use super::current_config::{CurrentConfig, Endpoints};
 use super::hold::margin::Margins;
 use super::identify::{self, Caller, Claim, Nonces};
+use super::unknown;
 use super::waiting::WaitingCalls;
 use crate::config::{Config, Listen};
 use crate::error::{Kind, Refusal};
@@ -89,12 +90,14 @@ impl CallServices {
         }
     }
 
-    /// Removes idle lanes, old idempotency keys, and the nonces that are too old at `now`. `uptime` is the time of the
-    /// monotonic clock.
+    /// Removes idle lanes, old records, and the nonces that are too old at `now`. `uptime` is the
+    /// time of the monotonic clock.
     pub(crate) fn forget_idle(&self, now: SystemTime, uptime: Instant) {
         self.limiter.forget_idle();
         self.nonces.forget_idle(now, uptime);
-        self.records.forget_old(uptime);
+        for outcome in self.records.forget_old(uptime).unknown {
+            unknown::forgotten(self, &outcome);
+        }
     }
 
     /// Waits until every attempt has ended, including attempts whose callers have disconnected. No

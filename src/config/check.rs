@@ -17,7 +17,7 @@ use super::secrets::secret;
 use super::units::Size;
 use super::{
     Account, Bind, Client, Collector, Config, Drain, ExactlyOnce, Hold, Journal, Learn, Listen,
-    Log, LogFormat, Mode, Queue, Retry, Telemetry, Tenant, Time, UnknownKeys,
+    Log, LogFormat, Mode, OnKeyLoss, Queue, Retry, Telemetry, Tenant, Time, UnknownKeys,
 };
 use crate::primitives::secret::Secret;
 
@@ -324,16 +324,25 @@ fn retry(mut section: Section<'_>) -> Option<Retry> {
 /// How long a finished key may be remembered.
 const KEEP_KEYS: RangeInclusive<Duration> =
     Duration::from_secs(3600)..=Duration::from_secs(7 * 24 * 3600);
+/// CAMS executes a request until 15 minutes after its time stamp; this host's clock may be as much
+/// ahead.
+const SETTLE: RangeInclusive<Duration> = Duration::from_secs(16 * 60)..=MAX_TIME;
 
 fn exactly_once(mut section: Section<'_>) -> Option<ExactlyOnce> {
     let keys = section.key("keys").flag();
     let keep = section.key("keep").time(&KEEP_KEYS);
     let max_keys = section.key("max_keys").count(&(1..=100_000_000));
+    let on_loss = section
+        .key("on_loss")
+        .choice(&[("refuse", OnKeyLoss::Refuse), ("send", OnKeyLoss::Send)]);
+    let settle = section.key("settle").time(&SETTLE);
     section.done();
     Some(ExactlyOnce {
         keys: keys?,
         keep: keep?,
         max_keys: usize::try_from(max_keys?).ok()?,
+        on_loss: on_loss?,
+        settle: settle?,
     })
 }
 

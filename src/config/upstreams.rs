@@ -152,7 +152,7 @@ pub(crate) fn bracketed(host: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Account, CredentialsUri, EcsRole, SessionSource};
+    use super::super::{Account, CredentialsUri, EcsRole, FlowNames, SessionSource};
     use super::*;
     use crate::primitives::id::AccountId;
 
@@ -165,6 +165,8 @@ mod tests {
             profile: None,
             aliases: Vec::new(),
             upstream: None,
+            flow_names: FlowNames::Any,
+            adopt_repeats: false,
         });
         config.dials_tls()
     }

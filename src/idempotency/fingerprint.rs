@@ -53,6 +53,18 @@ pub(crate) fn record_name(account: &str, client: &str, key: &IdempotencyKey) -> 
     RecordName(first(&hasher.finalize()))
 }
 
+/// The name of the record of equal calls without a key.
+pub(crate) fn equal_name(account: &str, client: &str, fingerprint: Fingerprint) -> RecordName {
+    let mut hasher = Sha256::new();
+    for part in [account, client] {
+        add(&mut hasher, part.as_bytes());
+    }
+    // No key is as long, and none has a byte of zero.
+    add(&mut hasher, &[0; 256]);
+    add(&mut hasher, &fingerprint.0.to_be_bytes());
+    RecordName(first(&hasher.finalize()))
+}
+
 /// A JSON object or list without its white space, which SDKs write differently. Other values are
 /// kept. Numbers and names keep their spelling: reading them could lose digits.
 fn normalized(value: &[u8]) -> Vec<u8> {
@@ -87,6 +99,11 @@ fn first<const N: usize>(hash: &[u8]) -> [u8; N] {
 // === impl RecordName ===
 
 impl RecordName {
+    /// A name that no other record has.
+    pub(crate) fn random() -> Self {
+        Self(fastrand::u128(..).to_be_bytes())
+    }
+
     /// The name in hexadecimal, for the store and the journal.
     pub(crate) fn hex(self) -> String {
         crate::acs::v3::hex(&self.0)

@@ -3,23 +3,50 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::fingerprint::Fingerprint;
 use crate::error::{Outcome, Refusal};
+use crate::primitives::id::{AccountId, ClientId};
 
-/// How far the call of a key is.
+pub(crate) use crate::observe::journal::OrderKind;
+
+/// The order that a record stands for: whose it is, and the flow that it creates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) account: AccountId,
+    pub(crate) client: ClientId,
+    pub(crate) kind: OrderKind,
+    pub(crate) fingerprint: Fingerprint,
+    /// Flowgate's id of the first request of the order.
+    pub(crate) request_id: Box<str>,
+    pub(crate) flow: FlowDescription,
+}
+
+/// What a look needs to know of a flow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FlowDescription {
+    pub(crate) name: Box<str>,
+    /// The CustSpaceId; empty if the call has none.
+    pub(crate) space: Box<str>,
+    pub(crate) categories: Vec<String>,
+}
+
+/// How far the call of a record is.
 #[derive(Clone)]
 pub(crate) enum Progress {
     /// It is queued; nothing of it has been sent.
     Claimed,
     /// An attempt is under way, or CAMS may still execute one.
     Open,
+    /// Its outcome is unknown, and Flowgate looks for the flow.
+    Sought(Arc<Ending>),
     /// It has ended.
     Ended(Arc<Ending>),
 }
@@ -27,8 +54,11 @@ pub(crate) enum Progress {
 /// The end of a call.
 pub(crate) struct Ending {
     pub(crate) end: End,
-    /// The answer to those who wait for it; it is not stored. `None`: the call was interrupted.
+    /// The answer to those who wait for it; it is not stored. `None`: the call was interrupted, or
+    /// its end was learned in another way.
     pub(crate) answer: Option<Answer>,
+    /// Whether it was unknown, and has been learned since.
+    pub(crate) is_resolved: bool,
 }
 
 /// What a call has done.
@@ -57,6 +87,42 @@ pub(crate) struct UnknownOutcome {
     pub(crate) reason: Box<str>,
     /// CAMS's request id, if its answer has one.
     pub(crate) request_id: Option<Box<str>>,
+    pub(crate) order: Arc<Order>,
+    /// The journal's name of the attempt, if it is in a journal.
+    pub(crate) attempt: Option<Box<str>>,
+    /// When the attempt ended, by this host's clock.
+    pub(crate) at: SystemTime,
+    /// When the attempt ended.
+    pub(crate) ended: Instant,
+    /// No request of the call has a later time stamp than this.
+    pub(crate) stamped_until: Instant,
+    pub(crate) search: Search,
+}
+
+/// Whether the flow of an unknown outcome is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Search {
+    /// It is not: only an operator can end it.
+    None,
+    /// It is.
+    Active,
+    /// It has found something that only an operator can judge.
+    Ambiguous(Box<str>),
+}
+
+/// How an unknown outcome has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Resolution {
+    /// A look has found the flow.
+    Created(Created),
+    /// Looks have proved that CAMS did not create the flow.
+    Absent,
+    /// Looks have found something that only an operator can judge: the outcome stays unknown.
+    Ambiguous(Box<str>),
+    /// An operator says that CAMS has created the flow.
+    SettledCreated(Created),
+    /// An operator says that CAMS has not created the flow.
+    SettledNotCreated,
 }
 
 /// The answer of a call, and what its log line says.
@@ -70,9 +136,9 @@ pub(crate) struct Answer {
     pub(crate) waited: Duration,
 }
 
-/// A call that is under way.
+/// A call that is under way, or whose outcome is unknown.
 pub(super) struct Running {
-    pub(super) fingerprint: Fingerprint,
+    pub(super) order: Arc<Order>,
     progress: watch::Sender<Progress>,
     waiters: AtomicUsize,
     /// Notified when the last waiter has left.
@@ -83,6 +149,22 @@ pub(super) struct Running {
 pub(crate) struct Waiter {
     running: Arc<Running>,
     progress: watch::Receiver<Progress>,
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// How far a call is after this end.
+    pub(super) fn after(ending: Ending) -> Self {
+        let is_sought =
+            matches!(&ending.end, End::Unknown(outcome) if outcome.search == Search::Active);
+        let ending = Arc::new(ending);
+        if is_sought {
+            Self::Sought(ending)
+        } else {
+            Self::Ended(ending)
+        }
+    }
 }
 
 // === impl Ending ===
@@ -99,9 +181,9 @@ impl Ending {
 // === impl Running ===
 
 impl Running {
-    pub(super) fn new(fingerprint: Fingerprint) -> Arc<Self> {
+    pub(super) fn new(order: Arc<Order>) -> Arc<Self> {
         Arc::new(Self {
-            fingerprint,
+            order,
             progress: watch::Sender::new(Progress::Claimed),
             waiters: AtomicUsize::new(0),
             abandoned: Notify::new(),
@@ -112,11 +194,16 @@ impl Running {
         self.progress.send_replace(progress);
     }
 
+    /// Whether a caller waits for the call.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.waiters.load(Ordering::SeqCst) > 0
+    }
+
     /// Waits until no caller waits for the call any more.
     pub(super) async fn abandoned(&self) {
         loop {
             let left = self.abandoned.notified();
-            if self.waiters.load(Ordering::SeqCst) == 0 {
+            if !self.is_awaited() {
                 return;
             }
             left.await;

@@ -11,9 +11,16 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, RecordName};
-use super::record::{Answer, Created, End, Ending, Progress, Running, UnknownOutcome, Waiter};
-use crate::observe::journal::{KeyedAttempt, KeyedEnd, Outcome};
+use super::record::{
+    Answer, Created, End, Ending, Order, OrderKind, Progress, Resolution, Running, Search,
+    UnknownOutcome, Waiter,
+};
+use crate::observe::journal::KeyedAttempt;
 use crate::primitives::id::ClientId;
+
+mod restore;
+
+pub(crate) use restore::Restored;
 
 /// The records of this process.
 pub(crate) struct Records {
@@ -43,19 +50,28 @@ struct Record {
 
 enum State {
     Running(Arc<Running>),
-    Done(Fingerprint, Arc<Created>, Instant),
-    Unknown(Fingerprint, Arc<UnknownOutcome>, Instant),
+    Done(Done),
+    Unknown(Arc<Running>, Arc<UnknownOutcome>),
 }
 
-/// What a call with a key finds.
+/// A call that has created a flow.
+struct Done {
+    fingerprint: Fingerprint,
+    created: Arc<Created>,
+    at: Instant,
+    /// Whether its answer is only for the first repetition: no caller has got it yet.
+    is_for_one: bool,
+}
+
+/// What a call with a record finds.
 pub(crate) enum Found {
     /// It is the first: the claim runs the call, the waiter waits for it.
     New(Claim, Waiter),
-    /// A call of this key is under way.
+    /// A call of this order is under way, or Flowgate looks for its flow.
     Running(Waiter),
-    /// A call of this key has created a flow.
+    /// A call of this order has created a flow.
     Done(Arc<Created>),
-    /// A call of this key may have created a flow.
+    /// A call of this order may have created a flow.
     Unknown(Arc<UnknownOutcome>),
     /// Another order has this key.
     Mismatch,
@@ -63,11 +79,15 @@ pub(crate) enum Found {
     Full,
 }
 
-/// The right to run the call of a key. Dropped, it releases the key: nothing was sent.
+/// The right to run the call of a record. Dropped, it releases the record: nothing was sent.
 pub(crate) struct Claim(Option<Owned>);
 
 /// A call of which an attempt may leave. Dropped without an end, its outcome is unknown.
-pub(crate) struct Marked(Option<Owned>);
+pub(crate) struct Marked {
+    owned: Option<Owned>,
+    /// No request of the call has a later time stamp than this.
+    stamped_until: Instant,
+}
 
 struct Owned {
     records: Arc<Records>,
@@ -75,49 +95,39 @@ struct Owned {
     running: Arc<Running>,
 }
 
-/// Number of records that a sweep found to be too old.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How a call with a record has ended.
+pub(crate) enum CallEnd {
+    /// CAMS has created the flow.
+    Created(Created),
+    /// CAMS may have created the flow.
+    Unknown(Loss),
+    /// CAMS has certainly not created the flow.
+    NotCreated,
+}
+
+/// Why the outcome of a call is unknown.
+pub(crate) struct Loss {
+    pub(crate) reason: Box<str>,
+    /// CAMS's request id, if its answer has one.
+    pub(crate) request_id: Option<Box<str>>,
+    /// The journal's name of the attempt, if it is in a journal.
+    pub(crate) attempt: Option<Box<str>>,
+    /// Whether Flowgate looks for the flow.
+    pub(crate) is_sought: bool,
+}
+
+/// Number of records that a sweep found to be too old, and the unknown outcomes among them.
+#[derive(Debug, Default)]
 pub(crate) struct Forgotten {
     pub(crate) done: usize,
-    pub(crate) unknown: usize,
-}
-
-/// What was found in a journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Restored {
-    pub(crate) keys: usize,
-    pub(crate) unknown: usize,
-}
-
-/// The state after an attempt that ended at `at`. `None`: CAMS certainly did not execute it.
-fn restored(end: Option<KeyedEnd>, fingerprint: Fingerprint, at: Instant) -> Option<State> {
-    let (reason, request_id) = match end {
-        None => (
-            Some("Flowgate ended before the answer came".to_owned()),
-            None,
-        ),
-        Some(end) => match (end.outcome, end.flow_id) {
-            (Outcome::Ok, Some(flow_id)) => {
-                let created = Created {
-                    flow_id: flow_id.into(),
-                    request_id: end.request_id.map(Into::into),
-                };
-                return Some(State::Done(fingerprint, Arc::new(created), at));
-            }
-            (Outcome::Ok | Outcome::Unknown, _) => (end.reason, end.request_id),
-            _ => return None,
-        },
-    };
-    let reason = reason.unwrap_or_else(|| "no certain answer".to_owned());
-    let unknown = UnknownOutcome {
-        reason: reason.into(),
-        request_id: request_id.map(Into::into),
-    };
-    Some(State::Unknown(fingerprint, Arc::new(unknown), at))
+    pub(crate) unknown: Vec<Arc<UnknownOutcome>>,
 }
 
 /// How long an unknown outcome is remembered, at least.
 const KEEP_UNKNOWN: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long the answer of a call without a key is kept for one repetition, if no caller has got it.
+const KEEP_FOR_ONE: Duration = Duration::from_secs(15 * 60);
 
 // === impl Records ===
 
@@ -132,24 +142,25 @@ impl Records {
         })
     }
 
-    /// Looks up the key of a call, and claims it if it is free. The permission of the client must
-    /// have been checked.
-    pub(crate) fn find(
-        self: &Arc<Self>,
-        name: RecordName,
-        client: &ClientId,
-        fingerprint: Fingerprint,
-    ) -> Found {
+    /// Looks up the record of an order, and claims it if it is free. The permission of the client
+    /// must have been checked.
+    pub(crate) fn find(self: &Arc<Self>, name: RecordName, order: &Arc<Order>) -> Found {
         let mut table = self.table.lock();
         if let Some(record) = table.records.get(&name) {
-            return record.find(fingerprint);
+            let found = record.find(order.fingerprint);
+            if record.is_for_one() && matches!(found, Found::Done(_)) {
+                table.remove(&name);
+            }
+            return found;
         }
-        if !table.has_room(client) {
+        // Orders without a key are bounded by the queue; they leave with their calls.
+        if order.kind == OrderKind::Keyed && !table.has_room(&order.client) {
             return Found::Full;
         }
-        let running = Running::new(fingerprint);
+        let running = Running::new(order.clone());
         let waiter = Waiter::of(&running);
-        table.insert(name, client.clone(), State::Running(running.clone()));
+        let state = State::Running(running.clone());
+        table.insert(name, order.client.clone(), state);
         let owned = Owned {
             records: self.clone(),
             name,
@@ -158,23 +169,68 @@ impl Records {
         Found::New(Claim(Some(owned)), waiter)
     }
 
-    /// Takes over the keys of an earlier process from its journal. An attempt without an end may
-    /// have reached CAMS. `clock` is this host's clock at `now`.
+    /// Takes over the records of an earlier process from its journal. `clock` is this host's clock
+    /// at `now`; `is_sought` says of which orders the flow is looked for.
     pub(crate) fn restore(
         &self,
         attempts: Vec<KeyedAttempt>,
         now: Instant,
         clock: SystemTime,
+        is_sought: impl Fn(&Order) -> bool,
     ) -> Restored {
+        restore::restore(&mut self.table.lock(), attempts, now, clock, is_sought)
+    }
+
+    /// The unknown outcomes, the oldest first.
+    pub(crate) fn unknown(&self) -> Vec<(RecordName, Arc<UnknownOutcome>)> {
+        let table = self.table.lock();
+        let mut unknown: Vec<_> = table
+            .records
+            .iter()
+            .filter_map(|(name, record)| match &record.state {
+                State::Unknown(_, outcome) => Some((*name, outcome.clone())),
+                _ => None,
+            })
+            .collect();
+        unknown.sort_by_key(|(name, outcome)| (outcome.ended, *name));
+        unknown
+    }
+
+    /// Ends an unknown outcome, and answers the callers that wait for it. Returns the outcome that
+    /// was unknown; `None` if it is not unknown any more.
+    pub(crate) fn resolve(
+        &self,
+        name: RecordName,
+        resolution: Resolution,
+        now: Instant,
+    ) -> Option<Arc<UnknownOutcome>> {
         let mut table = self.table.lock();
-        for attempt in attempts {
-            table.restore(attempt, now, clock);
-        }
-        let unknown = |record: &&Record| matches!(record.state, State::Unknown(..));
-        Restored {
-            keys: table.records.len(),
-            unknown: table.records.values().filter(unknown).count(),
-        }
+        let Some(Record {
+            state: State::Unknown(running, outcome),
+            ..
+        }) = table.records.get(&name)
+        else {
+            return None;
+        };
+        let (running, outcome) = (running.clone(), outcome.clone());
+        let end = match resolution {
+            Resolution::Created(created) | Resolution::SettledCreated(created) => {
+                End::Done(Arc::new(created))
+            }
+            Resolution::Absent | Resolution::SettledNotCreated => End::Released,
+            Resolution::Ambiguous(found) => End::Unknown(Arc::new(UnknownOutcome {
+                search: Search::Ambiguous(found),
+                ..(*outcome).clone()
+            })),
+        };
+        table.end(name, &running, &end, now);
+        drop(table);
+        running.set(Progress::after(Ending {
+            end,
+            answer: None,
+            is_resolved: true,
+        }));
+        Some(outcome)
     }
 
     /// Forgets the records that are too old.
@@ -190,12 +246,26 @@ impl Records {
             .collect();
         for name in old {
             match table.remove(&name).map(|record| record.state) {
-                Some(State::Done(..)) => forgotten.done += 1,
-                Some(State::Unknown(..)) => forgotten.unknown += 1,
+                Some(State::Done(_)) => forgotten.done += 1,
+                Some(State::Unknown(_, outcome)) => forgotten.unknown.push(outcome),
                 _ => {}
             }
         }
         forgotten
+    }
+
+    /// The number of records that are under way, done and unknown.
+    pub(crate) fn count(&self) -> [usize; 3] {
+        let table = self.table.lock();
+        let mut count = [0; 3];
+        for record in table.records.values() {
+            count[match record.state {
+                State::Running(_) => 0,
+                State::Done(_) => 1,
+                State::Unknown(..) => 2,
+            }] += 1;
+        }
+        count
     }
 
     /// Replaces the bounds. Records that do not fit are kept.
@@ -213,39 +283,88 @@ impl Table {
         self.records.len() < self.bounds.max && own < self.bounds.max.div_ceil(2)
     }
 
-    fn insert(&mut self, name: RecordName, client: ClientId, state: State) {
-        *self.clients.entry(client.clone()).or_default() += 1;
-        self.records.insert(name, Record { client, state });
+    fn is_overfull(&self) -> bool {
+        self.records.len() > self.bounds.max
     }
 
-    /// Sets the state of a key after one of its attempts.
-    fn restore(&mut self, attempt: KeyedAttempt, now: Instant, clock: SystemTime) {
-        let name = RecordName::parse(&attempt.key.name);
-        let fingerprint = Fingerprint::parse(&attempt.key.fingerprint);
-        let (Some(name), Some(fingerprint)) = (name, fingerprint) else {
-            return;
-        };
-        self.remove(&name);
-        let age = attempt
-            .time
-            .and_then(|time| clock.duration_since(time).ok())
-            .unwrap_or_default();
-        let at = now.checked_sub(age).unwrap_or(now);
-        let client = ClientId::new(attempt.client);
-        if let Some(state) = restored(attempt.end, fingerprint, at) {
-            self.insert(name, client, state);
+    fn insert(&mut self, name: RecordName, client: ClientId, state: State) {
+        if let Some(old) = self.records.insert(
+            name,
+            Record {
+                client: client.clone(),
+                state,
+            },
+        ) {
+            self.uncount(&old.client);
         }
+        *self.clients.entry(client).or_default() += 1;
     }
 
     fn remove(&mut self, name: &RecordName) -> Option<Record> {
         let record = self.records.remove(name)?;
-        if let MapEntry::Occupied(mut count) = self.clients.entry(record.client.clone()) {
+        self.uncount(&record.client);
+        Some(record)
+    }
+
+    fn uncount(&mut self, client: &ClientId) {
+        if let MapEntry::Occupied(mut count) = self.clients.entry(client.clone()) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
             }
         }
-        Some(record)
+    }
+
+    /// Sets the state of a record after the end of its call.
+    fn end(&mut self, name: RecordName, running: &Arc<Running>, end: &End, now: Instant) {
+        let order = &running.order;
+        let state = match end {
+            End::Done(created) => Done::of(running, created, now).map(State::Done),
+            // Only keys are refused while there is no room.
+            End::Unknown(_) if order.kind != OrderKind::Keyed && self.is_overfull() => None,
+            End::Unknown(outcome) => Some(State::Unknown(running.clone(), outcome.clone())),
+            End::Released => None,
+        };
+        match state {
+            Some(state) => self.insert(name, order.client.clone(), state),
+            None => drop(self.remove(&name)),
+        }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// The state of an unknown outcome whose call has ended.
+    fn unknown(order: Arc<Order>, outcome: Arc<UnknownOutcome>) -> Self {
+        let running = Running::new(order);
+        running.set(Progress::after(Ending {
+            end: End::Unknown(outcome.clone()),
+            answer: None,
+            is_resolved: false,
+        }));
+        Self::Unknown(running, outcome)
+    }
+}
+
+// === impl Done ===
+
+impl Done {
+    /// What is kept of a call that has created a flow, if anything: a call without a key is repeated
+    /// only if no caller has got its answer.
+    fn of(running: &Running, created: &Arc<Created>, at: Instant) -> Option<Self> {
+        let is_for_one = match running.order.kind {
+            OrderKind::Keyed => false,
+            OrderKind::Equal if running.is_awaited() => return None,
+            OrderKind::Equal => true,
+            OrderKind::Single => return None,
+        };
+        Some(Self {
+            fingerprint: running.order.fingerprint,
+            created: created.clone(),
+            at,
+            is_for_one,
+        })
     }
 }
 
@@ -258,23 +377,35 @@ impl Record {
         }
         match &self.state {
             State::Running(running) => Found::Running(Waiter::of(running)),
-            State::Done(_, created, _) => Found::Done(created.clone()),
-            State::Unknown(_, unknown, _) => Found::Unknown(unknown.clone()),
+            State::Done(done) => Found::Done(done.created.clone()),
+            State::Unknown(running, outcome) if outcome.search == Search::Active => {
+                Found::Running(Waiter::of(running))
+            }
+            State::Unknown(_, outcome) => Found::Unknown(outcome.clone()),
         }
     }
 
     fn fingerprint(&self) -> Fingerprint {
         match &self.state {
-            State::Running(running) => running.fingerprint,
-            State::Done(fingerprint, ..) | State::Unknown(fingerprint, ..) => *fingerprint,
+            State::Running(running) | State::Unknown(running, _) => running.order.fingerprint,
+            State::Done(done) => done.fingerprint,
         }
     }
 
+    fn is_for_one(&self) -> bool {
+        matches!(&self.state, State::Done(done) if done.is_for_one)
+    }
+
     fn is_old(&self, keep: Duration, now: Instant) -> bool {
-        match self.state {
+        match &self.state {
             State::Running(_) => false,
-            State::Done(.., at) => now.duration_since(at) >= keep,
-            State::Unknown(.., at) => now.duration_since(at) >= keep.max(KEEP_UNKNOWN),
+            State::Done(done) => {
+                let keep = if done.is_for_one { KEEP_FOR_ONE } else { keep };
+                now.duration_since(done.at) >= keep
+            }
+            State::Unknown(_, outcome) => {
+                now.duration_since(outcome.ended) >= keep.max(KEEP_UNKNOWN)
+            }
         }
     }
 }
@@ -282,13 +413,17 @@ impl Record {
 // === impl Claim ===
 
 impl Claim {
-    /// Records that an attempt may leave from now on.
-    pub(crate) fn mark(mut self) -> Marked {
+    /// Records that an attempt may leave from now on. No request of it is stamped later than
+    /// `stamped_until`.
+    pub(crate) fn mark(mut self, stamped_until: Instant) -> Marked {
         let owned = self.0.take();
         if let Some(owned) = &owned {
             owned.running.set(Progress::Open);
         }
-        Marked(owned)
+        Marked {
+            owned,
+            stamped_until,
+        }
     }
 
     /// Waits until no caller waits for the call any more.
@@ -299,7 +434,7 @@ impl Claim {
         }
     }
 
-    /// Frees the key, because the call was refused before anything was sent.
+    /// Frees the record, because the call was refused before anything was sent.
     pub(crate) fn release(mut self, answer: Answer) {
         if let Some(owned) = self.0.take() {
             owned.end(End::Released, Some(answer));
@@ -319,21 +454,55 @@ impl Drop for Claim {
 
 impl Marked {
     /// The call has ended.
-    pub(crate) fn end(mut self, end: End, answer: Answer) {
-        if let Some(owned) = self.0.take() {
-            owned.end(end, Some(answer));
-        }
+    pub(crate) fn end(mut self, end: CallEnd, answer: Answer) {
+        self.finish(end, Some(answer));
+    }
+
+    fn finish(&mut self, end: CallEnd, answer: Option<Answer>) {
+        let Some(owned) = self.owned.take() else {
+            return;
+        };
+        let end = match end {
+            CallEnd::Created(created) => End::Done(Arc::new(created)),
+            CallEnd::NotCreated => End::Released,
+            CallEnd::Unknown(loss) => {
+                let order = owned.running.order.clone();
+                End::Unknown(Arc::new(loss.outcome(order, self.stamped_until)))
+            }
+        };
+        owned.end(end, answer);
     }
 }
 
 impl Drop for Marked {
     fn drop(&mut self) {
-        if let Some(owned) = self.0.take() {
-            let unknown = UnknownOutcome {
-                reason: "the call was interrupted".into(),
-                request_id: None,
-            };
-            owned.end(End::Unknown(Arc::new(unknown)), None);
+        let loss = Loss {
+            reason: "the call was interrupted".into(),
+            request_id: None,
+            attempt: None,
+            is_sought: false,
+        };
+        self.finish(CallEnd::Unknown(loss), None);
+    }
+}
+
+// === impl Loss ===
+
+impl Loss {
+    fn outcome(self, order: Arc<Order>, stamped_until: Instant) -> UnknownOutcome {
+        UnknownOutcome {
+            reason: self.reason,
+            request_id: self.request_id,
+            order,
+            attempt: self.attempt,
+            at: SystemTime::now(),
+            ended: Instant::now(),
+            stamped_until,
+            search: if self.is_sought {
+                Search::Active
+            } else {
+                Search::None
+            },
         }
     }
 }
@@ -344,24 +513,13 @@ impl Owned {
     /// The table first: a waiter that learns of the end must find the same there.
     fn end(self, end: End, answer: Option<Answer>) {
         let mut table = self.records.table.lock();
-        let fingerprint = self.running.fingerprint;
-        let now = Instant::now();
-        let state = match &end {
-            End::Done(created) => Some(State::Done(fingerprint, created.clone(), now)),
-            End::Unknown(unknown) => Some(State::Unknown(fingerprint, unknown.clone(), now)),
-            End::Released => None,
-        };
-        match state {
-            None => drop(table.remove(&self.name)),
-            Some(state) => {
-                if let Some(record) = table.records.get_mut(&self.name) {
-                    record.state = state;
-                }
-            }
-        }
+        table.end(self.name, &self.running, &end, Instant::now());
         drop(table);
-        let ending = Ending { end, answer };
-        self.running.set(Progress::Ended(Arc::new(ending)));
+        self.running.set(Progress::after(Ending {
+            end,
+            answer,
+            is_resolved: false,
+        }));
     }
 }
 

@@ -26,15 +26,15 @@ use crate::config;
 use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
 use crate::primitives::id::AccessKeyId;
-use crate::primitives::text::capped;
+use crate::primitives::text::{capped, capped_at};
 use health::Health;
-use line::{DoneLine, Line};
+use line::{DoneLine, Line, ResolvedLine};
 use writer::{Sink, Writer};
 
 pub(crate) use file::RotatingFile;
-pub(crate) use line::{Outcome, SentLine};
+pub(crate) use line::{OrderKind, Outcome, ResolvedAs, SentLine};
 pub use open::{JournalContent, read};
-pub(crate) use open::{KeyedAttempt, KeyedEnd, keyed};
+pub(crate) use open::{KeyedAttempt, KeyedEnd, KeyedResolution, keyed};
 
 /// The journal of attempts.
 pub(crate) struct Journal {
@@ -45,12 +45,30 @@ pub(crate) struct Journal {
     health: Arc<Health>,
 }
 
-/// The idempotency key of an attempt, in hexadecimal: the name of its record, and the fingerprint of
-/// its parameters.
+/// What the journal has of an order with a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct JournalKey {
+pub(crate) struct JournalOrder {
+    /// The name of the record, in hexadecimal.
     pub(crate) name: String,
+    /// The fingerprint of its parameters, in hexadecimal.
     pub(crate) fingerprint: String,
+    pub(crate) kind: OrderKind,
+    /// The name of the flow.
+    pub(crate) flow_name: String,
+    /// The CustSpaceId of the flow; empty if there is none.
+    pub(crate) space: String,
+    pub(crate) categories: Vec<String>,
+}
+
+/// How an unknown outcome has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resolved<'a> {
+    /// The name of the attempt.
+    pub(crate) attempt: &'a str,
+    pub(crate) result: ResolvedAs,
+    pub(crate) flow_id: Option<&'a str>,
+    /// What only an operator can judge.
+    pub(crate) found: Option<&'a str>,
 }
 
 /// The record of one attempt. If it is dropped without an end, the outcome is unknown.
@@ -63,6 +81,9 @@ pub(crate) struct Note {
     /// Whether the attempt has an idempotency key.
     is_keyed: bool,
 }
+
+/// Maximum length of a flow's name that is looked for, in bytes.
+const MAX_FLOW_NAME: usize = 1024;
 
 /// How long the end of a drain waits for a disk that hangs.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
@@ -104,13 +125,13 @@ impl Journal {
     }
 
     /// Prepares the record of an attempt. `flow_name` is recorded only if the action creates a
-    /// flow. `key` is its idempotency key, if it has one.
+    /// flow. `key` is what it has of the call's record, if it has one.
     pub(crate) fn note(
         self: &Arc<Self>,
         flow_name: Option<&str>,
         operation: &Operation,
         request_id: &str,
-        key: Option<&JournalKey>,
+        key: Option<&JournalOrder>,
     ) -> Note {
         let creates = operation.action.as_str() == CREATE;
         let attempt = format!(
@@ -128,11 +149,26 @@ impl Journal {
                 .filter(|tenant| !tenant.is_empty())
                 .map(Cow::from),
             action: operation.action.as_str().into(),
-            flow_name: flow_name
-                .filter(|_| creates)
-                .map(|name| capped(name).into()),
+            flow_name: match key {
+                Some(key) => Some(capped_at(&key.flow_name, MAX_FLOW_NAME).into()),
+                None => flow_name
+                    .filter(|_| creates)
+                    .map(|name| capped(name).into()),
+            },
             key: key.map(|key| key.name.as_str().into()),
             print: key.map(|key| key.fingerprint.as_str().into()),
+            kind: key.map(|key| key.kind).unwrap_or_default(),
+            space: key
+                .filter(|key| !key.space.is_empty())
+                .map(|key| key.space.as_str().into()),
+            categories: key
+                .map(|key| {
+                    key.categories
+                        .iter()
+                        .map(|name| name.as_str().into())
+                        .collect()
+                })
+                .unwrap_or_default(),
         })
         .to_bytes();
         Note {
@@ -140,8 +176,20 @@ impl Journal {
             attempt,
             sent: sent.into(),
             creates,
-            is_keyed: key.is_some(),
+            is_keyed: key.is_some_and(|key| key.kind == OrderKind::Keyed),
         }
+    }
+
+    /// Records how an unknown outcome has ended.
+    pub(crate) fn resolved(&self, resolved: Resolved<'_>) {
+        let line = Line::Resolved(ResolvedLine {
+            time: line::time(SystemTime::now()).into(),
+            attempt: resolved.attempt.into(),
+            result: resolved.result,
+            flow_id: resolved.flow_id.map(|id| capped(id).into()),
+            found: resolved.found.map(|found| capped(found).into()),
+        });
+        self.writer.push(line.to_bytes().into());
     }
 
     /// Whether lines can be written.
@@ -177,6 +225,11 @@ impl Note {
     /// Whether the attempt may leave only if it is recorded: its key must be known after a restart.
     pub(crate) fn must_be_recorded(&self) -> bool {
         self.is_keyed
+    }
+
+    /// The journal's name of the attempt.
+    pub(crate) fn attempt(&self) -> &str {
+        &self.attempt
     }
 
     /// Records that nothing was sent.

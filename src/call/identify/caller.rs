@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::relayed_request::RelayedRequest;
 use crate::acs::decode::Params;
-use crate::config::{self, Credentials, UpstreamIndex};
+use crate::config::{self, Credentials, FlowNames, UpstreamIndex};
 use crate::credentials::keeper::Keeper;
 use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId};
 use crate::primitives::secret::Secret;
@@ -62,6 +62,9 @@ pub(super) struct Managed {
     pub(super) id: AccountId,
     pub(super) upstream: UpstreamIndex,
     pub(super) credentials: SigningCredentials,
+    pub(super) flow_names: FlowNames,
+    /// Whether a CreateFlow without an idempotency key is a repetition of an equal one.
+    pub(super) adopts_repeats: bool,
 }
 
 /// What an account's requests are signed with.
@@ -302,6 +305,16 @@ impl Verified {
     /// The client's entry in the configuration; `None` for the key of an account.
     pub(crate) fn client_config(&self) -> Option<&config::Client> {
         self.principal.client.as_deref()
+    }
+
+    /// What is known of the names of the account's flows.
+    pub(crate) fn flow_names(&self) -> FlowNames {
+        self.principal.account.flow_names
+    }
+
+    /// Whether a CreateFlow without an idempotency key is a repetition of an equal one.
+    pub(crate) fn adopts_repeats(&self) -> bool {
+        self.principal.account.adopts_repeats
     }
 
     /// The signature version of the caller, which is also used towards CAMS: the format of the

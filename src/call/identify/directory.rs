@@ -363,6 +363,8 @@ fn accounts(
                 id: account.id.clone(),
                 upstream: account.upstream_index(),
                 credentials,
+                flow_names: account.flow_names,
+                adopts_repeats: account.adopt_repeats,
             };
             accounts.insert(account.id.clone(), Arc::new(managed));
         }

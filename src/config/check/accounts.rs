@@ -13,7 +13,9 @@ use super::limits::action;
 use super::sts::Sts;
 use crate::config::read::{Field, KeyLocation, POSITIVE, Reader, Section};
 use crate::config::secrets::secret;
-use crate::config::{Account, AccountCredentials, Actions, Client, Credentials, LoadedFrom};
+use crate::config::{
+    Account, AccountCredentials, Actions, Client, Credentials, FlowNames, LoadedFrom,
+};
 use crate::primitives::id::{AccessKeyId, AccountId, ClientId, KeyPattern};
 
 /// The account that Alibaba's own variables define, for a sidecar without a file.
@@ -104,6 +106,8 @@ fn from_variables(
         profile: sources.taken_profile(),
         aliases: Vec::new(),
         upstream: None,
+        flow_names: FlowNames::Any,
+        adopt_repeats: false,
     }))
 }
 
@@ -184,6 +188,9 @@ fn account<'a>(
         );
     }
     let upstream = upstreams.read(&section.key("upstream"));
+    let is_managed = credentials.as_ref().is_none_or(Option::is_some);
+    let flow_names = flow_names(&mut section, is_managed);
+    let adopt_repeats = adopt_repeats(&mut section, flow_names);
     section.done();
     Some(Account {
         id: id?,
@@ -191,7 +198,31 @@ fn account<'a>(
         profile: sources.taken_profile(),
         aliases: aliases?,
         upstream: upstream?,
+        flow_names: flow_names?,
+        adopt_repeats: adopt_repeats?,
     })
+}
+
+fn flow_names(section: &mut Section<'_>, is_managed: bool) -> Option<FlowNames> {
+    let key = section.key("flow_names");
+    let names = key.choice(&[("any", FlowNames::Any), ("unique", FlowNames::Unique)])?;
+    if names == FlowNames::Unique && !is_managed {
+        key.mistake("this account has no secret: Flowgate cannot look for its flows");
+        return None;
+    }
+    Some(names)
+}
+
+fn adopt_repeats(section: &mut Section<'_>, flow_names: Option<FlowNames>) -> Option<bool> {
+    let key = section.key("adopt_repeats");
+    let adopts = key.flag()?;
+    if adopts && flow_names == Some(FlowNames::Any) {
+        key.mistake(
+            "expected false: calls that are equal are repetitions only if flow_names is unique",
+        );
+        return None;
+    }
+    Some(adopts)
 }
 
 /// Reads `credentials`.

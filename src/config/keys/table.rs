@@ -423,6 +423,18 @@ pub(crate) const KEYS: &[Key] = &[
         "The endpoint of this account's calls, such as `https://cams.eu-central-1.aliyuncs.com`, instead of `upstream.url`. The other keys of `[upstream]` apply to it too, except `host` and `connect_to`. At most 64 different ones.",
     ),
     key(
+        "accounts[].flow_names",
+        Kind::Text,
+        Some("any"),
+        "What is known of the names of the account's flows. `unique`: you promise that, while a CreateFlow is under way, nobody else creates, renames or deletes a flow of its name in its CustSpaceId. Flowgate then looks with ListFlow for the flow of a call whose answer was lost (docs/exactly-once.md). `any`: it does not.",
+    ),
+    key(
+        "accounts[].adopt_repeats",
+        Kind::Flag,
+        Some("false"),
+        "`true`: a CreateFlow without an idempotency key is a repetition of an equal one of the same client that is under way, or whose answer no caller has got. Needs `flow_names = \"unique\"`. Two equal orders at the same time become one flow.",
+    ),
+    key(
         "clients[].access_key_id",
         Kind::Text,
         None,
@@ -715,6 +727,18 @@ pub(crate) const KEYS: &[Key] = &[
         Kind::Count,
         Some("500000"),
         "Maximum number of keys that are remembered, about 200 bytes each. One client may have half of them. A key that does not fit is refused; none is forgotten to make room.",
+    ),
+    key(
+        "exactly_once.on_loss",
+        Kind::Text,
+        Some("refuse"),
+        "What happens to a call with a key that cannot be recorded, because the journal or the store fails: `refuse`, with a time to retry; or `send`: it is sent without protection, and its answer has no `x-flowgate-idempotency`.",
+    ),
+    key(
+        "exactly_once.settle",
+        Kind::Time,
+        Some("31m"),
+        "How long after its last possible time stamp CAMS may still execute a request, 16m to 24h: CAMS accepts a stamp for 15 minutes, and this host's clock may be 15 minutes ahead. Only after that can a look prove that a flow was not created.",
     ),
     key(
         "log.format",

@@ -13,7 +13,7 @@ use super::super::keeper::fake::{
 };
 use super::super::pacing::BACKGROUND_AT_ONCE;
 use super::*;
-use crate::config::{Account, AccountCredentials, Actions, Client};
+use crate::config::{Account, AccountCredentials, Actions, Client, FlowNames};
 use crate::primitives::id::{AccountId, ClientId};
 
 /// The fake of every source, and the sources that keepers were made for.
@@ -71,6 +71,8 @@ fn config(accounts: &[(&str, SessionSource)]) -> Config {
             profile: None,
             aliases: Vec::new(),
             upstream: None,
+            flow_names: FlowNames::Any,
+            adopt_repeats: false,
         });
         if !name.starts_with("unused") {
             config.clients.push(client(name));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::acs::decode::Params;
-use crate::config::{self, AssumeRole, LoadedFrom};
+use crate::config::{self, AssumeRole, FlowNames, LoadedFrom};
 use crate::credentials::keeper::fake::error;
 use crate::credentials::scripted::{
     self, ROLE, Received, SESSION_SECRET, SESSION_TOKEN, Scripted, plain, sts_body,
@@ -21,6 +21,8 @@ fn account(id: &str, credentials: AccountCredentials) -> Account {
         profile: None,
         aliases: Vec::new(),
         upstream: None,
+        flow_names: FlowNames::Any,
+        adopt_repeats: false,
     }
 }
 

@@ -6,7 +6,9 @@ use tokio::time::advance;
 use super::*;
 use crate::idempotency::fingerprint::{fingerprint, record_name};
 use crate::idempotency::key;
-use crate::observe::journal::JournalKey;
+use crate::idempotency::record::FlowDescription;
+use crate::observe::journal::{JournalOrder, KeyedEnd, KeyedResolution, Outcome, ResolvedAs};
+use crate::primitives::id::AccountId;
 
 const KEEP: Duration = Duration::from_secs(24 * 3600);
 
@@ -25,12 +27,34 @@ fn print(flow: &str) -> Fingerprint {
     fingerprint("CreateFlow", [("FlowName", flow)], None)
 }
 
+fn order(client: &str, kind: OrderKind, flow: &str) -> Arc<Order> {
+    Arc::new(Order {
+        account: AccountId::new("acme"),
+        client: ClientId::new(client),
+        kind,
+        fingerprint: print(flow),
+        request_id: "REQUEST-1".into(),
+        flow: FlowDescription {
+            name: flow.into(),
+            ..FlowDescription::default()
+        },
+    })
+}
+
+fn find_as(records: &Arc<Records>, key: &str, kind: OrderKind) -> Found {
+    records.find(name(key), &order("team-a", kind, "Welcome"))
+}
+
 fn find(records: &Arc<Records>, key: &str) -> Found {
-    records.find(name(key), &ClientId::new("team-a"), print("Welcome"))
+    find_as(records, key, OrderKind::Keyed)
 }
 
 fn claim(records: &Arc<Records>, key: &str) -> (Claim, Waiter) {
-    match find(records, key) {
+    claim_as(records, key, OrderKind::Keyed)
+}
+
+fn claim_as(records: &Arc<Records>, key: &str, kind: OrderKind) -> (Claim, Waiter) {
+    match find_as(records, key, kind) {
         Found::New(claim, waiter) => (claim, waiter),
         _ => panic!("the key is not free"),
     }
@@ -61,7 +85,29 @@ fn answer() -> Answer {
 }
 
 fn done(marked: Marked, flow_id: &str) {
-    marked.end(End::Done(Arc::new(created(flow_id))), answer());
+    marked.end(CallEnd::Created(created(flow_id)), answer());
+}
+
+/// Marks a claim whose requests are stamped now.
+fn mark(claim: Claim) -> Marked {
+    claim.mark(Instant::now())
+}
+
+/// Ends a call with an unknown outcome.
+fn lose(marked: Marked, is_sought: bool) {
+    let loss = Loss {
+        reason: "lost".into(),
+        request_id: None,
+        attempt: Some("run-0".into()),
+        is_sought,
+    };
+    marked.end(CallEnd::Unknown(loss), answer());
+}
+
+/// The number of finished and of unknown records that are too old.
+fn forget_old(records: &Arc<Records>) -> (usize, usize) {
+    let forgotten = records.forget_old(Instant::now());
+    (forgotten.done, forgotten.unknown.len())
 }
 
 fn is_free(records: &Arc<Records>, key: &str) -> bool {
@@ -74,7 +120,7 @@ async fn repeats_of_a_key_wait_for_the_one_call_and_then_find_its_flow() {
     let (claim, mut first) = claim(&records, "k");
     let mut second = attach(&records, "k");
     assert!(first.end().now_or_never().is_none());
-    let marked = claim.mark();
+    let marked = mark(claim);
     assert!(matches!(second.progress(), Progress::Open));
     done(marked, "77");
     for waiter in [&mut first, &mut second] {
@@ -88,10 +134,10 @@ async fn repeats_of_a_key_wait_for_the_one_call_and_then_find_its_flow() {
 #[tokio::test]
 async fn another_order_under_the_same_key_is_a_mismatch_in_every_state() {
     let records = records(10);
-    let other = || records.find(name("k"), &ClientId::new("team-a"), print("Other"));
+    let other = || records.find(name("k"), &order("team-a", OrderKind::Keyed, "Other"));
     let (claim, _waiter) = claim(&records, "k");
     assert!(matches!(other(), Found::Mismatch));
-    let marked = claim.mark();
+    let marked = mark(claim);
     assert!(matches!(other(), Found::Mismatch));
     done(marked, "77");
     assert!(matches!(other(), Found::Mismatch));
@@ -103,9 +149,9 @@ async fn a_key_is_free_again_only_if_nothing_was_executed() {
     let (first, _waiter) = claim(&records, "k");
     drop(first);
     let (second, _waiter) = claim(&records, "k");
-    second.mark().end(End::Released, answer());
+    mark(second).end(CallEnd::NotCreated, answer());
     let (third, mut waiter) = claim(&records, "k");
-    drop(third.mark());
+    drop(mark(third));
     assert!(matches!(waiter.end().await.end, End::Unknown(_)));
     assert!(matches!(find(&records, "k"), Found::Unknown(_)));
 }
@@ -128,10 +174,11 @@ async fn no_key_is_evicted_to_make_room_and_a_client_uses_half() {
     let records = records(4);
     for key in ["a", "b"] {
         let (claim, _waiter) = claim(&records, key);
-        done(claim.mark(), key);
+        done(mark(claim), key);
     }
     assert!(matches!(find(&records, "c"), Found::Full));
-    let other = |key: &str| records.find(name(key), &ClientId::new("team-b"), print("Welcome"));
+    let team_b = order("team-b", OrderKind::Keyed, "Welcome");
+    let other = |key: &str| records.find(name(key), &team_b);
     let kept: Vec<_> = ["d", "e"].map(other).into_iter().collect();
     assert!(kept.iter().all(|found| matches!(found, Found::New(..))));
     assert!(matches!(other("f"), Found::Full));
@@ -144,29 +191,17 @@ async fn no_key_is_evicted_to_make_room_and_a_client_uses_half() {
 async fn a_finished_key_is_forgotten_after_its_time_and_an_unknown_one_after_seven_days() {
     let records = records(10);
     let (finished, _waiter) = claim(&records, "done");
-    done(finished.mark(), "77");
+    done(mark(finished), "77");
     let (unknown, _waiter) = claim(&records, "unknown");
-    drop(unknown.mark());
+    drop(mark(unknown));
     let (running, _waiter) = claim(&records, "running");
     advance(KEEP.checked_sub(Duration::from_secs(1)).unwrap()).await;
-    assert_eq!(records.forget_old(Instant::now()), Forgotten::default());
+    assert_eq!(forget_old(&records), (0, 0));
     advance(Duration::from_secs(1)).await;
-    assert_eq!(
-        records.forget_old(Instant::now()),
-        Forgotten {
-            done: 1,
-            unknown: 0
-        }
-    );
+    assert_eq!(forget_old(&records), (1, 0));
     assert!(is_free(&records, "done"));
     advance(KEEP_UNKNOWN).await;
-    assert_eq!(
-        records.forget_old(Instant::now()),
-        Forgotten {
-            done: 0,
-            unknown: 1
-        }
-    );
+    assert_eq!(forget_old(&records), (0, 1));
     assert!(matches!(find(&records, "running"), Found::Running(_)));
     drop(running);
 }
@@ -179,10 +214,17 @@ fn attempt(
     end: Option<(Outcome, Option<&str>)>,
 ) -> KeyedAttempt {
     KeyedAttempt {
-        key: JournalKey {
+        key: JournalOrder {
             name: name(key).hex(),
             fingerprint: print("Welcome").hex(),
+            kind: OrderKind::Keyed,
+            flow_name: "Welcome".to_owned(),
+            space: "cams-1".to_owned(),
+            categories: vec!["SIGN_UP".to_owned()],
         },
+        attempt: format!("run-{key}"),
+        request_id: "REQUEST-1".to_owned(),
+        account: "acme".to_owned(),
         client: "team-a".to_owned(),
         time: clock.checked_sub(Duration::from_secs(age)),
         end: end.map(|(outcome, flow_id)| KeyedEnd {
@@ -191,6 +233,7 @@ fn attempt(
             request_id: Some("r-1".to_owned()),
             reason: None,
         }),
+        resolution: None,
     }
 }
 
@@ -213,7 +256,7 @@ async fn a_journal_restores_what_its_last_attempt_of_each_key_has_done() {
         attempt("old", clock, 24 * 3600, Some((Outcome::Ok, Some("79")))),
     ];
     let records = records(100);
-    let restored = records.restore(attempts, now, clock);
+    let restored = records.restore(attempts, now, clock, |_| false);
     assert_eq!(
         restored,
         Restored {
@@ -226,13 +269,7 @@ async fn a_journal_restores_what_its_last_attempt_of_each_key_has_done() {
     for key in ["open", "lost", "no-id", "retried-open"] {
         assert!(matches!(find(&records, key), Found::Unknown(_)), "{key}");
     }
-    assert_eq!(
-        records.forget_old(now),
-        Forgotten {
-            done: 1,
-            unknown: 0
-        }
-    );
+    assert_eq!(forget_old(&records), (1, 0));
     for key in ["throttled", "unsent", "refused", "old"] {
         assert!(is_free(&records, key), "{key}");
     }
@@ -243,7 +280,7 @@ fn a_line_with_another_form_of_key_is_skipped() {
     let records = records(100);
     let mut odd = attempt("k", SystemTime::now(), 0, None);
     odd.key.name = "not-hexadecimal".to_owned();
-    let restored = records.restore(vec![odd], Instant::now(), SystemTime::now());
+    let restored = records.restore(vec![odd], Instant::now(), SystemTime::now(), |_| false);
     assert_eq!(
         restored,
         Restored {
@@ -251,4 +288,113 @@ fn a_line_with_another_form_of_key_is_skipped() {
             unknown: 0
         }
     );
+}
+
+#[tokio::test]
+async fn callers_wait_while_the_flow_of_an_unknown_outcome_is_looked_for() {
+    let records = records(10);
+    let (claim, mut first) = claim(&records, "k");
+    lose(mark(claim), true);
+    assert!(matches!(first.progress(), Progress::Sought(_)));
+    assert!(first.end().now_or_never().is_none());
+    let mut second = attach(&records, "k");
+    let [(unknown, outcome)] = &records.unknown()[..] else {
+        panic!("one outcome is unknown");
+    };
+    assert_eq!(outcome.attempt.as_deref(), Some("run-0"));
+    let resolve = || {
+        let resolution = Resolution::Created(created("77"));
+        records.resolve(*unknown, resolution, Instant::now())
+    };
+    assert!(resolve().is_some());
+    for waiter in [&mut first, &mut second] {
+        let ending = waiter.end().await;
+        assert_eq!(ending.end, End::Done(Arc::new(created("77"))));
+        assert!(ending.is_resolved);
+    }
+    assert!(matches!(find(&records, "k"), Found::Done(_)));
+    assert!(resolve().is_none());
+    assert_eq!(records.count(), [0, 1, 0]);
+}
+
+#[tokio::test]
+async fn an_ambiguous_outcome_ends_by_an_operators_word() {
+    let records = records(10);
+    let (claim, mut first) = claim(&records, "k");
+    lose(mark(claim), true);
+    let resolve = |resolution| {
+        let (unknown, _) = records.unknown().remove(0);
+        records.resolve(unknown, resolution, Instant::now())
+    };
+    assert!(resolve(Resolution::Ambiguous("two flows".into())).is_some());
+    assert!(matches!(&first.end().await.end, End::Unknown(_)));
+    assert!(matches!(find(&records, "k"), Found::Unknown(unknown)
+        if unknown.search == Search::Ambiguous("two flows".into())));
+    assert!(resolve(Resolution::SettledNotCreated).is_some());
+    assert!(is_free(&records, "k"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_of_an_equal_call_is_kept_for_one_repetition_if_no_caller_got_it() {
+    let records = records(10);
+    let claim_equal = || claim_as(&records, "equal", OrderKind::Equal);
+    let (claim, _waiter) = claim_equal();
+    done(mark(claim), "77");
+    let (claim, waiter) = claim_equal();
+    drop(waiter);
+    done(mark(claim), "78");
+    let found = find_as(&records, "equal", OrderKind::Equal);
+    assert!(matches!(found, Found::Done(done) if *done == created("78")));
+    let (claim, waiter) = claim_equal();
+    drop(waiter);
+    done(mark(claim), "79");
+    advance(KEEP_FOR_ONE).await;
+    assert_eq!(forget_old(&records), (1, 0));
+}
+
+#[tokio::test]
+async fn a_call_that_cannot_be_repeated_leaves_only_an_unknown_outcome() {
+    let records = records(1);
+    for key in ["a", "b"] {
+        let (claim, _waiter) = claim_as(&records, key, OrderKind::Single);
+        done(mark(claim), "77");
+    }
+    assert_eq!(records.count(), [0, 0, 0]);
+    let (claim, _waiter) = claim_as(&records, "c", OrderKind::Single);
+    lose(mark(claim), true);
+    assert_eq!(records.count(), [0, 0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_restores_how_unknown_outcomes_have_ended() {
+    advance(KEEP * 2).await;
+    let clock = SystemTime::now();
+    let resolved = |key, result, flow_id: Option<&str>| KeyedAttempt {
+        resolution: Some(KeyedResolution {
+            result,
+            flow_id: flow_id.map(str::to_owned),
+            found: None,
+        }),
+        ..attempt(key, clock, 60, Some((Outcome::Unknown, None)))
+    };
+    let attempts = vec![
+        resolved("created", ResolvedAs::Created, Some("77")),
+        resolved("settled", ResolvedAs::Settled, Some("78")),
+        resolved("absent", ResolvedAs::Absent, None),
+        resolved("not-created", ResolvedAs::Settled, None),
+        resolved("ambiguous", ResolvedAs::Ambiguous, None),
+        attempt("sought", clock, 60, None),
+    ];
+    let records = records(100);
+    records.restore(attempts, Instant::now(), clock, |order| {
+        &*order.flow.name == "Welcome"
+    });
+    for (key, flow_id) in [("created", "77"), ("settled", "78")] {
+        assert!(matches!(find(&records, key), Found::Done(done) if &*done.flow_id == flow_id));
+    }
+    for key in ["absent", "not-created"] {
+        assert!(is_free(&records, key), "{key}");
+    }
+    assert!(matches!(find(&records, "ambiguous"), Found::Unknown(_)));
+    assert!(matches!(find(&records, "sought"), Found::Running(_)));
 }

@@ -2,7 +2,7 @@
 //! begins with all tokens just used.
 
 use super::*;
-use crate::config::{Account, AccountCredentials, Credentials, LoadedFrom};
+use crate::config::{Account, AccountCredentials, Credentials, FlowNames, LoadedFrom};
 use crate::limiter::lane::{Event, StoreTiming};
 use crate::limiter::routes::Routes;
 use crate::limiter::shared::QuotaSource;
@@ -217,6 +217,8 @@ fn account(id: &str, aliases: &[&str], credentials: Option<(&str, Option<&str>)>
         profile: None,
         aliases,
         upstream: None,
+        flow_names: FlowNames::Any,
+        adopt_repeats: false,
     }
 }
 

@@ -16,6 +16,8 @@ pub(super) enum Line<'a> {
     Sent(SentLine<'a>),
     /// Written when the attempt has ended.
     Done(DoneLine<'a>),
+    /// Written when an unknown outcome has ended.
+    Resolved(ResolvedLine<'a>),
 }
 
 /// An attempt that is about to leave.
@@ -33,12 +35,63 @@ pub(crate) struct SentLine<'a> {
     pub(crate) action: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) flow_name: Option<Cow<'a, str>>,
-    /// The name of the record of its idempotency key.
+    /// The name of its record, if it has one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) key: Option<Cow<'a, str>>,
     /// The fingerprint of its parameters.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) print: Option<Cow<'a, str>>,
+    /// How repetitions of it are recognised.
+    #[serde(skip_serializing_if = "OrderKind::is_keyed", default)]
+    pub(crate) kind: OrderKind,
+    /// The CustSpaceId of its flow.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) space: Option<Cow<'a, str>>,
+    /// The categories of its flow.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub(crate) categories: Vec<Cow<'a, str>>,
+}
+
+/// How repetitions of an order are recognised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OrderKind {
+    /// By the idempotency key that they carry.
+    #[default]
+    Keyed,
+    /// By their parameters: they carry no key.
+    Equal,
+    /// They are not: the record serves to look for the flow if its outcome is unknown.
+    Single,
+}
+
+/// How an unknown outcome has ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ResolvedLine<'a> {
+    pub(super) time: Cow<'a, str>,
+    pub(super) attempt: Cow<'a, str>,
+    pub(super) result: ResolvedAs,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) flow_id: Option<Cow<'a, str>>,
+    /// What only an operator can judge.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) found: Option<Cow<'a, str>>,
+}
+
+/// The result of a [`ResolvedLine`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ResolvedAs {
+    /// A look has found the flow.
+    Created,
+    /// Looks have proved that there is no flow.
+    Absent,
+    /// Looks have found something that only an operator can judge.
+    Ambiguous,
+    /// An operator has decided; with a FlowId, that the flow was created.
+    Settled,
+    /// It was unknown for too long.
+    Forgotten,
 }
 
 /// How an attempt has ended.
@@ -102,6 +155,18 @@ pub(super) fn unsent(sent: &[u8]) -> Option<Vec<u8>> {
         })
         .to_bytes(),
     )
+}
+
+// === impl OrderKind ===
+
+impl OrderKind {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde passes a reference"
+    )]
+    fn is_keyed(&self) -> bool {
+        *self == Self::Keyed
+    }
 }
 
 // === impl Line ===

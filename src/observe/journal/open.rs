@@ -8,9 +8,9 @@ use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::JournalKey;
+use super::JournalOrder;
 use super::file::{Identity, older};
-use super::line::{Line, Outcome, SentLine};
+use super::line::{Line, Outcome, ResolvedAs, SentLine};
 use crate::acs::time;
 
 /// The content of a journal.
@@ -20,18 +20,34 @@ pub struct JournalContent {
     damaged: u64,
 }
 
-/// An attempt with an idempotency key.
+/// An attempt of a call with a record.
 #[derive(Debug)]
 pub(crate) struct KeyedAttempt {
-    pub(crate) key: JournalKey,
+    pub(crate) key: JournalOrder,
+    /// The journal's name of the attempt.
+    pub(crate) attempt: String,
+    /// Flowgate's request id of its call.
+    pub(crate) request_id: String,
+    pub(crate) account: String,
     pub(crate) client: String,
     /// When it was sent.
     pub(crate) time: Option<SystemTime>,
     /// `None`: the journal has no end of it.
     pub(crate) end: Option<KeyedEnd>,
+    /// How its unknown outcome has ended, if it has.
+    pub(crate) resolution: Option<KeyedResolution>,
 }
 
-/// How an attempt with an idempotency key has ended.
+/// How the unknown outcome of an attempt has ended.
+#[derive(Debug)]
+pub(crate) struct KeyedResolution {
+    pub(crate) result: ResolvedAs,
+    pub(crate) flow_id: Option<String>,
+    /// What only an operator can judge.
+    pub(crate) found: Option<String>,
+}
+
+/// How an attempt of a call with a record has ended.
 #[derive(Debug)]
 pub(crate) struct KeyedEnd {
     pub(crate) outcome: Outcome,
@@ -42,7 +58,7 @@ pub(crate) struct KeyedEnd {
     pub(crate) reason: Option<String>,
 }
 
-/// Reads the attempts with an idempotency key, in the order in which they were sent. Damaged lines
+/// Reads the attempts of calls with a record, in the order in which they were sent. Damaged lines
 /// are skipped.
 pub(crate) fn keyed(path: &Path) -> io::Result<Vec<KeyedAttempt>> {
     let mut attempts: Vec<KeyedAttempt> = Vec::new();
@@ -56,12 +72,21 @@ pub(crate) fn keyed(path: &Path) -> io::Result<Vec<KeyedAttempt>> {
             }
         }
         Ok(Line::Done(done)) => {
-            if let Some(index) = by_name.remove(&*done.attempt) {
+            if let Some(&index) = by_name.get(&*done.attempt) {
                 attempts[index].end = Some(KeyedEnd {
                     outcome: done.outcome,
                     flow_id: done.flow_id.map(Cow::into_owned),
                     request_id: done.cams_request_id.map(Cow::into_owned),
                     reason: done.reason.map(Cow::into_owned),
+                });
+            }
+        }
+        Ok(Line::Resolved(resolved)) => {
+            if let Some(&index) = by_name.get(&*resolved.attempt) {
+                attempts[index].resolution = Some(KeyedResolution {
+                    result: resolved.result,
+                    flow_id: resolved.flow_id.map(Cow::into_owned),
+                    found: resolved.found.map(Cow::into_owned),
                 });
             }
         }
@@ -85,6 +110,10 @@ pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
             Ok(Line::Done(done)) if unknown && done.outcome == Outcome::Unknown => {}
             Ok(Line::Done(done)) => {
                 sent.remove(&*done.attempt);
+            }
+            Ok(Line::Resolved(resolved)) if resolved.result == ResolvedAs::Ambiguous => {}
+            Ok(Line::Resolved(resolved)) => {
+                sent.remove(&*resolved.attempt);
             }
             Err(_) if line.is_empty() => {}
             Err(_) => damaged += 1,
@@ -167,13 +196,21 @@ impl JournalContent {
 impl KeyedAttempt {
     fn of(sent: SentLine<'_>) -> Option<Self> {
         Some(Self {
-            key: JournalKey {
+            key: JournalOrder {
                 name: sent.key?.into_owned(),
                 fingerprint: sent.print?.into_owned(),
+                kind: sent.kind,
+                flow_name: sent.flow_name.map(Cow::into_owned).unwrap_or_default(),
+                space: sent.space.map(Cow::into_owned).unwrap_or_default(),
+                categories: sent.categories.into_iter().map(Cow::into_owned).collect(),
             },
+            attempt: sent.attempt.into_owned(),
+            request_id: sent.request_id.into_owned(),
+            account: sent.account.into_owned(),
             client: sent.client.into_owned(),
             time: time::parse(&sent.time),
             end: None,
+            resolution: None,
         })
     }
 }

@@ -104,8 +104,9 @@ pub(crate) const FAILED_REFRESHES: [&str; 9] = [
 ];
 
 /// The answers to calls with an idempotency key: the labels of [`crate::idempotency::KeyState`].
-pub(crate) const KEYED_CALLS: [&str; 7] = [
-    "first", "attached", "replayed", "pending", "unknown", "mismatch", "refused",
+pub(crate) const KEYED_CALLS: [&str; 9] = [
+    "first", "attached", "replayed", "resolved", "adopted", "pending", "unknown", "mismatch",
+    "refused",
 ];
 
 /// The label value of one of CAMS's codes.

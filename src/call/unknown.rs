@@ -1,0 +1,65 @@
+//! Ends unknown outcomes: by what a look has found, by an operator's word, or because they are too
+//! old. Each end is in the records, in the journal and in the log.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::services::CallServices;
+use crate::idempotency::fingerprint::RecordName;
+use crate::idempotency::record::{Resolution, UnknownOutcome};
+use crate::observe::journal::{Resolved, ResolvedAs};
+
+/// Ends an unknown outcome, and answers the callers that wait for it. Returns the outcome that was
+/// unknown; `None` if it is not unknown any more.
+pub(crate) fn resolve(
+    services: &CallServices,
+    name: RecordName,
+    resolution: Resolution,
+) -> Option<Arc<UnknownOutcome>> {
+    let (result, flow_id, found) = match &resolution {
+        Resolution::Created(created) => (ResolvedAs::Created, Some(created.flow_id.clone()), None),
+        Resolution::Absent => (ResolvedAs::Absent, None, None),
+        Resolution::Ambiguous(found) => (ResolvedAs::Ambiguous, None, Some(found.clone())),
+        Resolution::SettledCreated(created) => {
+            (ResolvedAs::Settled, Some(created.flow_id.clone()), None)
+        }
+        Resolution::SettledNotCreated => (ResolvedAs::Settled, None, None),
+    };
+    let outcome = services.records.resolve(name, resolution, Instant::now())?;
+    record(
+        services,
+        &outcome,
+        result,
+        flow_id.as_deref(),
+        found.as_deref(),
+    );
+    Some(outcome)
+}
+
+/// Reports that an unknown outcome is not remembered any longer.
+pub(crate) fn forgotten(services: &CallServices, outcome: &UnknownOutcome) {
+    record(services, outcome, ResolvedAs::Forgotten, None, None);
+    tracing::warn!(
+        account = outcome.order.account.as_str(),
+        request_id = &*outcome.order.request_id,
+        "an unknown outcome is not remembered any longer"
+    );
+}
+
+fn record(
+    services: &CallServices,
+    outcome: &UnknownOutcome,
+    result: ResolvedAs,
+    flow_id: Option<&str>,
+    found: Option<&str>,
+) {
+    if let (Some(journal), Some(attempt)) = (&services.journal, &outcome.attempt) {
+        journal.resolved(Resolved {
+            attempt,
+            result,
+            flow_id,
+            found,
+        });
+    }
+}
