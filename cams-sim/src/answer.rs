@@ -73,7 +73,7 @@ impl Form {
 /// Breaks a response as the fault demands.
 pub(crate) fn spoil(fault: &Fault, answer: Response<Bytes>) -> Answer {
     match fault {
-        Fault::CloseBefore | Fault::CloseAfter => Answer::Raw(Bytes::new()),
+        Fault::CloseBefore | Fault::CloseAfter | Fault::Late(_) => Answer::Raw(Bytes::new()),
         Fault::Reset => Answer::Reset,
         Fault::Garbage => Answer::Raw(Bytes::from_static(
             b"\x16\x03\x01\x00 this is not HTTP\r\n\r\n",

@@ -56,6 +56,9 @@ pub enum Fault {
     CloseBefore,
     /// `close-after`: the connection is closed without an answer; processed.
     CloseAfter,
+    /// `late=60s`: the connection is closed at once without an answer; processed, but a CreateFlow
+    /// creates its flow only this much later.
+    Late(Duration),
     /// `reset`: the connection is reset without an answer; processed.
     Reset,
     /// `copied`: the request arrives twice; processed once, and answered as the second copy. Only of
@@ -185,6 +188,7 @@ impl Fault {
             Self::Refuse { .. } => "refuse",
             Self::CloseBefore => "close-before",
             Self::CloseAfter => "close-after",
+            Self::Late(_) => "late",
             Self::Reset => "reset",
             Self::Copied => "copied",
             Self::Failed => "failed",
@@ -209,6 +213,15 @@ impl Fault {
     pub(crate) fn delay(&self) -> Duration {
         if let Self::Slow(delay) = self {
             *delay
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// The time that this fault adds before a flow is created.
+    pub(crate) fn lateness(&self) -> Duration {
+        if let Self::Late(lateness) = self {
+            *lateness
         } else {
             Duration::ZERO
         }
@@ -315,6 +328,7 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
         "refuse",
         "close-before",
         "close-after",
+        "late",
         "reset",
         "copied",
         "failed",
@@ -346,6 +360,7 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
             },
             "close-before" => Fault::CloseBefore,
             "close-after" => Fault::CloseAfter,
+            "late" => Fault::Late(parse_duration(value)?),
             "reset" => Fault::Reset,
             "copied" => Fault::Copied,
             "failed" => Fault::Failed,
@@ -496,6 +511,7 @@ mod tests {
             "refuse=X",
             "close-before",
             "close-after",
+            "late=1m",
             "reset",
             "copied",
             "failed",

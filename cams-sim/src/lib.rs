@@ -3,7 +3,7 @@
 //!
 //! A call passes through the files in this order: `serve` reads it from a connection, `request`
 //! decodes it, `fault` may break it, `auth` checks key, time, signature and nonce, `limit` counts
-//! it, `flows` creates or lists, `answer` writes the response, `record` keeps it. [`Sim`] joins
+//! it, `flows` acts on the flows, `answer` writes the response, `record` keeps it. [`Sim`] joins
 //! them. No code is shared with Flowgate: a mistake in both would pass every test.
 //!
 //! Alibaba's sources of temporary keys are here too. A call of STS comes to the same address as one of
@@ -52,12 +52,13 @@ mod testing;
 pub use answer::Answer;
 pub use credential_request::{CredentialRequest, fingerprint};
 pub use fault::{Fault, Rule, Throttle, When};
+pub use flows::{Flow, NewFlow, Status};
 pub use limit::{Kind, Limit};
 pub use record::{Arrival, Report, Verdict};
 pub use refusal::Hints;
 pub use request::Scheme;
 pub use serve::Running;
 pub use settings::{
-    Key, MetadataSettings, Role, Settings, StsSettings, parse_duration, parse_skew,
+    FlowSettings, Key, MetadataSettings, Role, Settings, StsSettings, parse_duration, parse_skew,
 };
 pub use sim::Sim;

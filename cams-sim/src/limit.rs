@@ -59,7 +59,7 @@ struct Lane {
 // === impl Limit ===
 
 impl Default for Limit {
-    /// CreateFlow's documented limit of 5 a second, with the simplest reading of the rest.
+    /// The documented limit of each action on flows, 5 a second, with the simplest reading of the rest.
     fn default() -> Self {
         Self {
             per_window: 5,

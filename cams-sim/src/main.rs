@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use cams_sim::{
-    Key, Kind, Limit, MetadataSettings, Role, Rule, Running, Settings, Sim, StsSettings,
-    parse_duration, parse_skew,
+    FlowSettings, Key, Kind, Limit, MetadataSettings, Role, Rule, Running, Settings, Sim,
+    StsSettings, parse_duration, parse_skew,
 };
 use clap::{Parser, ValueEnum};
 use tokio::net::TcpListener;
@@ -17,8 +17,10 @@ use tokio::signal::unix::{SignalKind, signal};
 /// not document is an option here.
 ///
 /// Calls of CAMS and STS come to the same address. While it runs, paths under /__ control it:
-/// GET /__report, /__arrivals and /__credentials (without secrets); POST /__faults with a JSON list
-/// of rules, /__skew with a JSON text such as "-20m", /__end-sessions, /__reset.
+/// GET /__report, /__arrivals, /__credentials (without secrets) and /__flows; POST /__faults with a JSON
+/// list of rules, /__skew with a JSON text such as "-20m", /__end-sessions, /__reset. Flows are changed
+/// without a call by POST /__create-flow {"account","name","space","categories","status"},
+/// /__rename-flow {"id","name"} and /__delete-flow {"id"}.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Address to listen on; port 0 takes a free port.
@@ -79,11 +81,33 @@ struct Arguments {
     #[arg(long, value_parser = parse_skew, allow_hyphen_values = true)]
     skew: Option<SystemTime>,
     #[command(flatten)]
+    flows: Flows,
+    #[command(flatten)]
     tls: Tls,
     #[command(flatten)]
     sts: Sts,
     #[command(flatten)]
     metadata: Metadata,
+}
+
+/// What is undocumented about flows.
+#[derive(Debug, clap::Args)]
+struct Flows {
+    /// Time from a flow's creation until ListFlow shows it.
+    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = parse_duration)]
+    list_lag: Duration,
+    /// Maximum number of flows on a page of ListFlow, whatever Size is asked for; no maximum by default.
+    #[arg(long, value_name = "FLOWS", value_parser = clap::value_parser!(u32).range(1..))]
+    page_cap: Option<u32>,
+    /// Refuse a Size above the maximum.
+    #[arg(long, requires = "page_cap")]
+    page_cap_refuses: bool,
+    /// ListFlow's FlowName selects all names that contain it, without regard to case.
+    #[arg(long)]
+    fuzzy: bool,
+    /// Whether CreateFlow creates drafts; otherwise its flows are published.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    draft: bool,
 }
 
 /// The HTTPS listener.
@@ -218,9 +242,24 @@ impl Arguments {
             now: self.skew,
             sts: self.sts.settings(),
             metadata: self.metadata.settings(),
+            flows: self.flows.settings(),
             ..Settings::default()
         };
         settings.with_limit(limit)
+    }
+}
+
+// === impl Flows ===
+
+impl Flows {
+    fn settings(self) -> FlowSettings {
+        FlowSettings {
+            list_lag: self.list_lag,
+            page_cap: self.page_cap.and_then(|cap| usize::try_from(cap).ok()),
+            page_cap_refuses: self.page_cap_refuses,
+            fuzzy: self.fuzzy,
+            draft: self.draft,
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub struct Arrival {
 /// The verdict on a call, regardless of what its caller received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Processed; a CreateFlow created its flow.
+    /// Processed; a CreateFlow created its flow, or creates it later by the fault `late`.
     Accepted,
     /// Refused by flow control.
     Throttled,

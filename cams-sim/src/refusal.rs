@@ -1,6 +1,7 @@
 //! What does CAMS say when it refuses? Codes, statuses and messages as Alibaba's error pages give
-//! them. Codes that begin with `CamsSim.` are the simulator's own strictness: the real gateway
-//! might let such a call pass, but nothing well-made sends it.
+//! them. Codes that begin with `CamsSim.` are the simulator's own. Most are strictness: the real gateway
+//! might let such a call pass, but nothing well-made sends it. The others stand for codes that are not
+//! documented.
 
 use std::time::{Duration, SystemTime};
 
@@ -85,6 +86,11 @@ impl Refusal {
             message,
             ..Self::new(&format!("CamsSim.{code}"))
         }
+    }
+
+    /// A refusal whose code Alibaba does not document.
+    pub(crate) fn undocumented(code: &str, message: String) -> Self {
+        Self::strict(code, message)
     }
 
     pub(crate) fn with_message(self, message: String) -> Self {

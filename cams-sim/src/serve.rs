@@ -1,6 +1,6 @@
 //! HTTP/1.1 over TCP or any other stream. Faults that are not HTTP responses take the connection
 //! back from hyper and write to it or close it. Paths under `/__` control the simulator: report,
-//! arrivals, requests for credentials, faults, clock, end of sessions, reset.
+//! arrivals, requests for credentials, flows, faults, clock, end of sessions, reset.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,9 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use serde_json::json;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -41,6 +43,19 @@ pub struct Running {
 /// Makes hyper return the connection: the response is not one that it can write.
 #[derive(Debug)]
 struct GiveBack;
+
+/// The body of `/__rename-flow`.
+#[derive(Debug, Deserialize)]
+struct Renaming {
+    id: String,
+    name: String,
+}
+
+/// The body of `/__delete-flow`.
+#[derive(Debug, Deserialize)]
+struct Deletion {
+    id: String,
+}
 
 // === impl Sim ===
 
@@ -188,6 +203,13 @@ impl Sim {
             (&Method::GET, "/__report") => json_answer(200, &json!(self.report())),
             (&Method::GET, "/__arrivals") => json_answer(200, &self.arrivals_json()),
             (&Method::GET, "/__credentials") => json_answer(200, &self.credential_requests_json()),
+            (&Method::GET, "/__flows") => json_answer(200, &self.flows_json()),
+            (&Method::POST, "/__create-flow" | "/__rename-flow" | "/__delete-flow") => {
+                match self.change_flows(request) {
+                    Ok(body) => json_answer(200, &body),
+                    Err(error) => json_answer(400, &json!({ "error": error })),
+                }
+            }
             (&Method::POST, "/__end-sessions") => {
                 self.end_sessions();
                 json_answer(200, &json!({}))
@@ -212,10 +234,35 @@ impl Sim {
             },
             _ => json_answer(
                 404,
-                &json!({ "error": "GET /__report, GET /__arrivals, GET /__credentials, POST /__reset, POST /__faults, POST /__end-sessions, POST /__skew" }),
+                &json!({ "error": "GET /__report, GET /__arrivals, GET /__credentials, GET /__flows, POST /__create-flow, POST /__rename-flow, POST /__delete-flow, POST /__reset, POST /__faults, POST /__end-sessions, POST /__skew" }),
             ),
         }
     }
+
+    /// Creates, renames or deletes a flow.
+    fn change_flows(&self, request: &Request<Bytes>) -> Result<Value, String> {
+        let body = request.body();
+        let (found, id) = match request.uri().path() {
+            "/__create-flow" => return Ok(json!({ "id": self.create_flow(read_json(body)?) })),
+            "/__rename-flow" => {
+                let Renaming { id, name } = read_json(body)?;
+                (self.rename_flow(&id, &name), id)
+            }
+            _ => {
+                let Deletion { id } = read_json(body)?;
+                (self.delete_flow(&id), id)
+            }
+        };
+        if found {
+            Ok(json!({}))
+        } else {
+            Err(format!("flow {id} does not exist"))
+        }
+    }
+}
+
+fn read_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
 /// Parses a JSON text such as `"-20m"`: how far the clock is off.

@@ -39,6 +39,25 @@ pub struct Settings {
     pub sts: StsSettings,
     /// The metadata service of an ECS instance; [`crate::Sim::metadata`] serves it.
     pub metadata: MetadataSettings,
+    /// What is undocumented about flows.
+    pub flows: FlowSettings,
+}
+
+/// How flows are created and listed.
+#[derive(Debug, Clone)]
+pub struct FlowSettings {
+    /// Time from a flow's creation until ListFlow shows it. GetFlow shows it at once.
+    pub list_lag: Duration,
+    /// Maximum number of flows on a page of ListFlow; `None` is no maximum. `Index` counts pages of the
+    /// size that results.
+    pub page_cap: Option<usize>,
+    /// Whether a `Size` above the maximum is refused; otherwise the page is smaller than asked for.
+    pub page_cap_refuses: bool,
+    /// Whether ListFlow's `FlowName` selects the names that contain it, without regard to case;
+    /// otherwise only the equal name.
+    pub fuzzy: bool,
+    /// Whether CreateFlow creates drafts; otherwise the flows are published.
+    pub draft: bool,
 }
 
 /// How STS behaves. It shares keys, clock and strictness with CAMS.
@@ -101,7 +120,9 @@ impl Default for Settings {
         Self {
             keys: Vec::new(),
             expired: Vec::new(),
-            limits: BTreeMap::from([("CreateFlow".to_owned(), Limit::default())]),
+            limits: ["CreateFlow", "ListFlow", "GetFlow", "DeleteFlow"]
+                .map(|action| (action.to_owned(), Limit::default()))
+                .into(),
             latency: Duration::ZERO,
             jitter: Duration::ZERO,
             seed: 0,
@@ -113,6 +134,7 @@ impl Default for Settings {
             keep_requests: true,
             sts: StsSettings::default(),
             metadata: MetadataSettings::default(),
+            flows: FlowSettings::default(),
         }
     }
 }
@@ -135,6 +157,20 @@ impl Settings {
     pub fn with_limit(mut self, limit: Limit) -> Self {
         self.limits.insert("CreateFlow".to_owned(), limit);
         self
+    }
+}
+
+// === impl FlowSettings ===
+
+impl Default for FlowSettings {
+    fn default() -> Self {
+        Self {
+            list_lag: Duration::ZERO,
+            page_cap: None,
+            page_cap_refuses: false,
+            fuzzy: false,
+            draft: true,
+        }
     }
 }
 

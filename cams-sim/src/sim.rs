@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use crate::answer::{Form, spoil};
 use crate::auth::Gatekeeper;
 use crate::fault::Faults;
-use crate::flows::Flows;
+use crate::flows::{Caller, Flow, Flows, NewFlow};
 use crate::limit::Limits;
 use crate::metadata::{self, Denial, Route, Tokens};
 use crate::refusal::Refusal;
@@ -79,7 +79,7 @@ impl Sim {
             sts_limits: Limits::new(&sts_limits(&settings.sts.limit), start),
             tokens: Tokens::default(),
             faults: Faults::new(settings.faults.clone(), settings.seed),
-            flows: Flows::default(),
+            flows: Flows::new(settings.flows.clone()),
             arrivals: Vec::new(),
             credential_requests: Vec::new(),
             dice: fastrand::Rng::with_seed(settings.seed),
@@ -202,6 +202,7 @@ impl Sim {
     #[must_use]
     pub fn report(&self) -> Report {
         let state = &mut *self.inner.state.lock();
+        let now = Instant::now();
         let report = Report::of(
             &state.arrivals,
             |action| state.limits.window(action),
@@ -213,13 +214,46 @@ impl Sim {
         }
         Report {
             credentials,
-            created: state.flows.count(),
-            duplicates: state.flows.duplicates(),
-            outsiders: state.limits.outsiders(Instant::now()),
+            created: state.flows.existing(now).len() as u64,
+            duplicates: state.flows.duplicates(now),
+            outsiders: state.limits.outsiders(now),
             connections: self.inner.connections.load(Ordering::Relaxed),
             not_http: self.inner.not_http.load(Ordering::Relaxed),
             ..report
         }
+    }
+
+    /// All flows that exist, of every account, in the order of their creation.
+    #[must_use]
+    pub fn flows(&self) -> Vec<Flow> {
+        let state = self.inner.state.lock();
+        state.flows.existing(Instant::now()).to_vec()
+    }
+
+    /// All flows as JSON.
+    pub(crate) fn flows_json(&self) -> Value {
+        self.flows()
+            .iter()
+            .map(|flow| flow.to_json(self.inner.start))
+            .collect()
+    }
+
+    /// Creates a flow now, without a call, and returns its `FlowId`.
+    pub fn create_flow(&self, flow: NewFlow) -> String {
+        let flows = &mut self.inner.state.lock().flows;
+        flows.create(flow, Instant::now()).id.clone()
+    }
+
+    /// Renames a flow without a call. Returns false if no flow has this `FlowId`.
+    pub fn rename_flow(&self, id: &str, name: &str) -> bool {
+        let flows = &mut self.inner.state.lock().flows;
+        flows.rename(id, name, Instant::now()).is_some()
+    }
+
+    /// Deletes a flow of any status without a call. Returns false if no flow has this `FlowId`.
+    pub fn delete_flow(&self, id: &str) -> bool {
+        let flows = &mut self.inner.state.lock().flows;
+        flows.delete(id, Instant::now()).is_some()
     }
 
     /// Clears records, flows and counts; limits, nonces and sessions are kept.
@@ -227,7 +261,7 @@ impl Sim {
         let state = &mut *self.inner.state.lock();
         state.arrivals.clear();
         state.credential_requests.clear();
-        state.flows = Flows::default();
+        state.flows = Flows::new(self.inner.settings.flows.clone());
         self.inner.connections.store(0, Ordering::Relaxed);
         self.inner.not_http.store(0, Ordering::Relaxed);
     }
@@ -263,7 +297,7 @@ impl Sim {
                 fault = state.faults.pick(&call.action, call.parameter("FlowName"));
                 let judged = state.judge(&call, request, fault.as_ref(), now);
                 if judged.is_ok() && fault == Some(Fault::Copied) {
-                    copy = state.judge(&call, request, None, now).err();
+                    copy = Some(Refusal::new("SignatureNonceUsed"));
                 }
                 judged
             }
@@ -377,7 +411,12 @@ impl State {
         self.limits
             .admit(&account, &call.action, now)
             .map_err(throttled)?;
-        self.flows.run(&account, call)
+        let caller = Caller {
+            account: &account,
+            now,
+            late: fault.map_or(Duration::ZERO, Fault::lateness),
+        };
+        self.flows.run(caller, call)
     }
 
     fn judge_sts(

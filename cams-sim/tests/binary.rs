@@ -151,3 +151,103 @@ fn the_program_serves_sts_and_an_instance_as_its_options_say() {
         serde_json::json!({ "AssumeRoleWithOIDC": 4, "MetadataRole": 1 })
     );
 }
+
+#[test]
+fn the_program_shows_and_changes_flows() {
+    let options = [
+        "--no-signatures",
+        "--page-cap",
+        "1",
+        "--page-cap-refuses",
+        "--fuzzy",
+        "--draft",
+        "false",
+        "--list-lag",
+        "1ms",
+        "--fault",
+        "named=late,late=2m",
+    ];
+    let mut program = Command::new(env!("CARGO_BIN_EXE_cams-sim"))
+        .args(options)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(program.stdout.take().unwrap());
+    let mut first = String::new();
+    output.read_line(&mut first).unwrap();
+    let address = first
+        .trim_end()
+        .strip_prefix("cams-sim listening on http://")
+        .unwrap();
+    let send = |request: &str, body: &str| {
+        let answer = ask(address, request, body).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let body = serde_json::from_str::<serde_json::Value>(body).unwrap_or_default();
+        (head.starts_with("HTTP/1.1 200"), body)
+    };
+    let create = |name: &str| {
+        let form = format!("FlowName={name}&Categories=%5B%22OTHER%22%5D&CustSpaceId=s1");
+        let target = "POST /?Action=CreateFlow&Version=2020-06-06&Format=JSON&AccessKeyId=acme";
+        send(target, &form)
+    };
+    assert_eq!(create("too-late"), (false, serde_json::Value::Null));
+    let (_, created) = create("a");
+    let mine = created["Data"]["FlowId"].as_str().unwrap();
+    let by_hand = r#"{"account":"acme","name":"b","categories":["SIGN_UP"]}"#;
+    let (_, other) = send("POST /__create-flow", by_hand);
+    let other = other["id"].as_str().unwrap();
+    assert!(!send("POST /__create-flow", "{}").0);
+    let renaming = format!(r#"{{"id":"{other}","name":"a fine one"}}"#);
+    assert!(send("POST /__rename-flow", &renaming).0);
+
+    let (_, flows) = send("GET /__flows", "");
+    let flows = flows.as_array().unwrap();
+    let told = |flow: &serde_json::Value| {
+        ["id", "account", "space", "name", "status"].map(|member| flow[member].clone())
+    };
+    assert_eq!(
+        flows.iter().map(told).collect::<Vec<_>>(),
+        [
+            [
+                mine.into(),
+                "acme".into(),
+                "s1".into(),
+                "a".into(),
+                "PUBLISHED".into()
+            ],
+            [
+                other.into(),
+                "acme".into(),
+                serde_json::Value::Null,
+                "a fine one".into(),
+                "DRAFT".into()
+            ],
+        ]
+    );
+    assert!(flows[0]["created_ms"].as_u64() <= flows[1]["created_ms"].as_u64());
+
+    let list = |size: u32| {
+        let form = format!("FlowName=A&Page=%7B%22Size%22%3A{size}%7D");
+        send(
+            "POST /?Action=ListFlow&Version=2020-06-06&Format=JSON&AccessKeyId=acme",
+            &form,
+        )
+    };
+    assert!(!list(2).0);
+    assert_eq!(list(1).1["Data"].as_array().unwrap().len(), 1);
+    let deletion = format!(r#"{{"id":"{mine}"}}"#);
+    assert!(send("POST /__delete-flow", &deletion).0);
+    assert!(!send("POST /__delete-flow", &deletion).0);
+
+    let killed = Command::new("kill")
+        .args(["-TERM", &program.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    let report: serde_json::Value = serde_json::from_reader(output).unwrap();
+    assert!(program.wait().unwrap().success());
+    assert_eq!(
+        (&report["arrived"], &report["created"]),
+        (&4.into(), &1.into())
+    );
+}

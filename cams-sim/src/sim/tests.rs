@@ -264,7 +264,7 @@ async fn an_sts_key_needs_its_token() {
 async fn a_refusal_names_the_missing_parameter() {
     let sim = sim();
     type Parameters = &'static [(&'static str, &'static str)];
-    let rows: [(&str, Parameters, (u16, String)); 9] = [
+    let rows: [(&str, Parameters, (u16, String)); 11] = [
         (
             "CreateFlow",
             &[("Categories", "[\"A\"]")],
@@ -301,7 +301,9 @@ async fn a_refusal_names_the_missing_parameter() {
             refused(400, "MissingAccessKeyId"),
         ),
         ("createflow", &[], refused(404, "InvalidApi.NotFound")),
-        ("DeleteFlow", &[], ok()),
+        ("GetFlow", &[], refused(400, "MissingFlowId")),
+        ("DeleteFlow", &[], refused(400, "MissingFlowId")),
+        ("PublishFlow", &[], ok()),
     ];
     for (index, (action, parameters, expected)) in rows.into_iter().enumerate() {
         let parameters: Vec<_> = parameters
