@@ -61,6 +61,7 @@ mod server;
 #[cfg(test)]
 #[path = "../tests/it/redis.rs"]
 mod servers;
+mod store;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod testing;

@@ -2,16 +2,16 @@
 //! store does. While the store is down, each replica uses its part by rank, or nothing. This file
 //! queries the store and reports the current source of tokens.
 //!
-//! When the store fails: `store.rs` opens the circuit; `Quota::source` returns the part or nothing;
+//! When the store fails: `src/store.rs` opens the circuit; `Quota::source` returns the part or nothing;
 //! each lane changes its source (`lane/sources.rs`); `store/keeper.rs` reconnects. docs/scaling.md
 //! has the effects.
 
 pub(crate) mod clock;
 pub(crate) mod extra_slack;
 pub(crate) mod members;
+pub(crate) mod probe;
 pub(crate) mod protocol;
 pub(crate) mod slots;
-pub(crate) mod store;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -24,10 +24,11 @@ use tokio::time::Instant;
 
 use crate::config::{self, Limit, OnStoreFailure};
 use crate::limiter::shared::members::{Members, OwnConnection, UNKNOWN};
+use crate::limiter::shared::probe::DealProbe;
 use crate::limiter::shared::protocol::{Answer, DealRequest, Op, View};
-use crate::limiter::shared::store::{OpenError, State, Store};
 use crate::observe::metrics::Metrics;
 use crate::primitives::id::{AccountId, ActionName};
+use crate::store::{OpenError, State, Store};
 
 /// One replica's access to the shared quota.
 pub(crate) struct Quota {
@@ -73,7 +74,8 @@ impl Quota {
         on_failure: OnStoreFailure,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, OpenError> {
-        let store = Store::open(settings, metrics.clone())?;
+        let probe = Box::new(DealProbe::new(settings));
+        let store = Store::open(settings, probe, metrics.clone())?;
         let replica = format!("{:016x}", fastrand::u64(..));
         Ok(Arc::new(Self {
             members: Mutex::new(Members::new(replica.clone(), settings.lease)),

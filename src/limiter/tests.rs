@@ -24,13 +24,13 @@ use crate::limiter::rules::Rules;
 use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{Answer, DatedSlot, View};
 use crate::limiter::shared::slots::{Slots, Start};
-use crate::limiter::shared::store::State;
 use crate::limiter::source::Source;
 use crate::limiter::{Command, Connector, LaneView, Limiter, Receipt, view};
 use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
 use crate::primitives::byte_budget::ByteBudget;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
+use crate::store::State;
 
 mod bounds;
 mod commands;

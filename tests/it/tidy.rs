@@ -48,6 +48,7 @@ const LAYERS: &[&str] = &[
     "process",
     "upstream",
     "observe",
+    "store",
     "credentials",
     "idempotency",
     "limiter",

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 /// Why the store cannot be used.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum StoreError {
+pub(crate) enum StoreError {
     /// May be temporary.
     Unreachable(String),
     /// Lasts until a setting is changed: a password, the server's mode.
@@ -30,7 +30,7 @@ const RIGHTS: &str =
 // === impl StoreError ===
 
 impl StoreError {
-    pub(super) fn late(limit: Duration) -> Self {
+    pub(crate) fn late(limit: Duration) -> Self {
         Self::Unreachable(format!("no answer within {limit:?}"))
     }
 
@@ -47,7 +47,7 @@ impl StoreError {
     }
 
     /// Classifies the error of a script that is known to be correct.
-    pub(super) fn of_script(error: &RedisError) -> Self {
+    pub(crate) fn of_script(error: &RedisError) -> Self {
         let text = text(error);
         match error.kind() {
             // Before Redis 7, a script whose command is not permitted fails with a plain error.
@@ -79,7 +79,7 @@ impl StoreError {
 }
 
 /// Awaits an answer with a timeout.
-pub(super) async fn within<T>(
+pub(crate) async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = RedisResult<T>>,
 ) -> Result<T, StoreError> {

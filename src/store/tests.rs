@@ -11,12 +11,21 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::config::Topology;
+use crate::limiter::shared::probe::DealProbe;
 use crate::servers::{Cluster, Redis, SERVICE, Watched};
 
 const TIMEOUT: Duration = Duration::from_millis(250);
 
 fn single(port: u16) -> config::Store {
     config::Store::on(Topology::Single, &[port])
+}
+
+fn probe(settings: &config::Store) -> Box<dyn Probe> {
+    Box::new(DealProbe::new(settings))
+}
+
+fn open(settings: &config::Store) -> Arc<Store> {
+    Store::open(settings, probe(settings), Arc::new(Metrics::new())).unwrap()
 }
 
 async fn until(store: &Store, wished: impl Fn(State) -> bool) -> State {
@@ -87,7 +96,10 @@ impl Fake {
         let fake = self.clone();
         let metrics = Arc::new(Metrics::new());
         let dial: Dial = Arc::new(move || fake.clone().dial());
-        (Store::over(dial, &single(0), metrics.clone()), metrics)
+        (
+            Store::over(dial, &single(0), probe(&single(0)), metrics.clone()),
+            metrics,
+        )
     }
 
     fn dial(self: Arc<Self>) -> BoxFuture<'static, RedisResult<Connection>> {
@@ -419,7 +431,7 @@ async fn count(store: &Store, key: &str) -> i64 {
 #[tokio::test]
 async fn scripts_are_loaded_again_after_a_flush() {
     let redis = Redis::start().await;
-    let store = Store::open(&single(redis.port), Arc::new(Metrics::new())).unwrap();
+    let store = open(&single(redis.port));
     let since = up(&store).await;
     assert_eq!(
         (
@@ -454,7 +466,7 @@ async fn scripts_are_loaded_again_after_a_flush() {
 #[tokio::test]
 async fn a_frozen_server_is_detected_without_delays_and_recovers() {
     let redis = Redis::start().await;
-    let store = Store::open(&single(redis.port), Arc::new(Metrics::new())).unwrap();
+    let store = open(&single(redis.port));
     let first = up(&store).await;
     redis.freeze().await;
     down(&store).await;
@@ -476,11 +488,7 @@ async fn a_frozen_server_is_detected_without_delays_and_recovers() {
 async fn in_a_cluster_each_key_has_its_node_and_all_masters_must_answer() {
     let mut cluster = Cluster::start().await;
     let ports: Vec<_> = cluster.nodes.iter().map(|node| node.port).collect();
-    let store = Store::open(
-        &config::Store::on(Topology::Cluster, &ports),
-        Arc::new(Metrics::new()),
-    )
-    .unwrap();
+    let store = open(&config::Store::on(Topology::Cluster, &ports));
     up(&store).await;
     for key in 0..50 {
         assert_eq!(count(&store, &format!("flowgate:{key}")).await, 2);
@@ -507,11 +515,7 @@ async fn after_a_failover_scripts_run_on_the_new_master() {
         .map(|sentinel| sentinel.port)
         .collect();
     let topology = Topology::Sentinel(SERVICE.to_owned());
-    let store = Store::open(
-        &config::Store::on(topology, &ports),
-        Arc::new(Metrics::new()),
-    )
-    .unwrap();
+    let store = open(&config::Store::on(topology, &ports));
     up(&store).await;
     assert_eq!(count(&store, "flowgate:a").await, 2);
     // A sentinel that does not answer does not hide the others.

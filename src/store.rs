@@ -1,4 +1,5 @@
-//! The connection to the shared store.
+//! The connection to the store that replicas share: their quota, their nonces and their idempotency
+//! keys.
 //!
 //! A task keeps one connection (`store/keeper.rs`); operations never wait for a connection. The
 //! first operation that times out or fails opens the circuit: from then on every operation fails
@@ -7,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use parking_lot::Mutex;
 use redis::{RedisError, RedisResult, Script, cmd};
 use tokio::sync::watch;
@@ -14,20 +16,18 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config;
-use crate::limiter::shared::store::connect::{Connection, Dial};
-use crate::limiter::shared::store::distance::Distance;
-use crate::limiter::shared::store::error::StoreError;
-use crate::limiter::shared::store::probe::Probe;
 use crate::observe::metrics::Metrics;
+use crate::store::connect::Dial;
+use crate::store::distance::Distance;
 
-pub(crate) use connect::OpenError;
+pub(crate) use connect::{Connection, OpenError};
+pub(crate) use error::{StoreError, within};
 
 mod connect;
 mod distance;
 mod error;
 mod health;
 mod keeper;
-mod probe;
 
 /// The store that replicas share.
 pub(crate) struct Store {
@@ -74,10 +74,27 @@ pub(crate) enum Unavailable {
     InvalidAnswer,
 }
 
+/// Checks whether a store that answers pings can be used, before each connection is used.
+#[async_trait]
+pub(crate) trait Probe: Send + Sync {
+    /// The key that is written to check writes.
+    fn key(&self) -> &str;
+
+    /// Runs the scripts on each of the `masters`, over separate keys. `distance` is the round trip
+    /// of a ping, `limit` the timeout of each operation.
+    async fn check(
+        &self,
+        connection: &mut Connection,
+        masters: usize,
+        distance: Duration,
+        limit: Duration,
+    ) -> Result<(), StoreError>;
+}
+
 /// State shared by the keeper and the operations.
 struct Shared {
     dial: Dial,
-    probe: Probe,
+    probe: Box<dyn Probe>,
     timeout: Duration,
     metrics: Arc<Metrics>,
     /// Changed only while `link` is locked.
@@ -104,17 +121,23 @@ impl Store {
     /// Returns immediately: a task connects, keeps the connection and reconnects.
     pub(crate) fn open(
         config: &config::Store,
+        probe: Box<dyn Probe>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, OpenError> {
-        Ok(Self::over(connect::dial(config)?, config, metrics))
+        Ok(Self::over(connect::dial(config)?, config, probe, metrics))
     }
 
     /// Like `open`, with another `dial`.
-    fn over(dial: Dial, config: &config::Store, metrics: Arc<Metrics>) -> Arc<Self> {
+    fn over(
+        dial: Dial,
+        config: &config::Store,
+        probe: Box<dyn Probe>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         metrics.register_store();
         let shared = Arc::new(Shared {
             dial,
-            probe: Probe::new(config),
+            probe,
             timeout: config.timeout,
             metrics,
             state: watch::Sender::new(State::NeverSeen),
@@ -405,7 +428,7 @@ impl Shared {
         let limit = connect::limit(self.timeout);
         let dialled = timeout(limit, (self.dial)()).await;
         let mut connection = dialled.map_err(|_elapsed| StoreError::late(limit))??;
-        let health = health::check_health(&mut connection, &self.probe, self.timeout).await?;
+        let health = health::check_health(&mut connection, &*self.probe, self.timeout).await?;
         Ok((connection, health))
     }
 }

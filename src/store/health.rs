@@ -8,9 +8,9 @@ use std::time::Duration;
 use redis::{InfoDict, Value, cmd};
 use tokio::time::Instant;
 
+use super::Probe;
 use super::connect::Connection;
 use super::error::{StoreError, within};
-use super::probe::Probe;
 
 /// The result of checking a healthy store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ const PROBE_MS: u32 = 1000;
 /// answer.
 pub(super) async fn check_health(
     connection: &mut Connection,
-    probe: &Probe,
+    probe: &dyn Probe,
     limit: Duration,
 ) -> Result<Health, StoreError> {
     let masters = within(limit, connection.masters()).await?;
@@ -54,7 +54,7 @@ pub(super) async fn check_health(
     let mut set = cmd("SET");
     set.arg(probe.key()).arg(1).arg("PX").arg(PROBE_MS);
     let _ok: Value = within(limit, set.query_async(connection)).await?;
-    probe.deal(connection, masters, round_trip, limit).await?;
+    probe.check(connection, masters, round_trip, limit).await?;
     Ok(Health {
         server,
         masters,

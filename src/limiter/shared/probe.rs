@@ -5,18 +5,18 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use redis::{RedisResult, Script, Value};
 use tokio::time::{Instant, timeout};
 
-use super::connect::Connection;
-use super::error::{StoreError, within};
 use crate::config::{self, Limit};
 use crate::limiter::shared::members;
 use crate::limiter::shared::protocol::{self, Answer, DealRequest, Op, View};
 use crate::limiter::shared::slots::{Slots, Start};
+use crate::store::{Connection, Probe, StoreError, within};
 
 /// Runs the scripts on the probe's own keys.
-pub(super) struct Probe {
+pub(crate) struct DealProbe {
     /// Prefix of the probe's keys.
     prefix: String,
     /// How late a slot may be used.
@@ -40,10 +40,10 @@ const GAP: Duration = Duration::from_millis(5);
 /// How long the store remembers the probe's replica name.
 const LEASE: Duration = Duration::from_secs(1);
 
-// === impl Probe ===
+// === impl DealProbe ===
 
-impl Probe {
-    pub(super) fn new(config: &config::Store) -> Self {
+impl DealProbe {
+    pub(crate) fn new(config: &config::Store) -> Self {
         Self {
             prefix: format!("{}probe", config.prefix),
             slack: config.slack,
@@ -51,36 +51,6 @@ impl Probe {
             take: Script::new(protocol::SOURCE),
             members_script: Script::new(members::SOURCE),
         }
-    }
-
-    /// Returns the name of the key that is written to check writes.
-    pub(super) fn key(&self) -> &str {
-        &self.prefix
-    }
-
-    /// Checks that all masters can deal, with the timeout `limit` for each operation.
-    pub(super) async fn deal(
-        &self,
-        connection: &mut Connection,
-        masters: usize,
-        distance: Duration,
-        limit: Duration,
-    ) -> Result<(), StoreError> {
-        let tags = within(limit, connection.tags()).await?;
-        if tags.len() < masters {
-            return Err(StoreError::Unreachable(
-                "not every master has slots".to_owned(),
-            ));
-        }
-        // Loaded separately, because each round trip to a far store may use the whole timeout.
-        for script in [&self.members_script, &self.take] {
-            run(limit, script.prepare_invoke().load_async(connection)).await?;
-        }
-        for tag in tags {
-            run(limit, self.send_heartbeat(connection, &tag)).await?;
-            self.take(connection, &tag, distance, limit).await?;
-        }
-        Ok(())
     }
 
     async fn send_heartbeat(&self, connection: &mut Connection, tag: &str) -> RedisResult<()> {
@@ -180,6 +150,37 @@ impl Probe {
             call.arg(arg);
         }
         call.invoke_async(connection).await
+    }
+}
+
+#[async_trait]
+impl Probe for DealProbe {
+    fn key(&self) -> &str {
+        &self.prefix
+    }
+
+    async fn check(
+        &self,
+        connection: &mut Connection,
+        masters: usize,
+        distance: Duration,
+        limit: Duration,
+    ) -> Result<(), StoreError> {
+        let tags = within(limit, connection.tags()).await?;
+        if tags.len() < masters {
+            return Err(StoreError::Unreachable(
+                "not every master has slots".to_owned(),
+            ));
+        }
+        // Loaded separately, because each round trip to a far store may use the whole timeout.
+        for script in [&self.members_script, &self.take] {
+            run(limit, script.prepare_invoke().load_async(connection)).await?;
+        }
+        for tag in tags {
+            run(limit, self.send_heartbeat(connection, &tag)).await?;
+            self.take(connection, &tag, distance, limit).await?;
+        }
+        Ok(())
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) type Dial = Arc<dyn Fn() -> BoxFuture<'static, RedisResult<Connection
 
 /// A multiplexed connection: responses arrive in the order of the requests.
 #[derive(Clone)]
-pub(super) enum Connection {
+pub(crate) enum Connection {
     /// One server, possibly the master that sentinels reported.
     One(MultiplexedConnection),
     /// The nodes of a cluster.
@@ -259,7 +259,7 @@ impl Connection {
     }
 
     /// Returns a hash tag for each master. Keys with the tag are on that master.
-    pub(super) async fn tags(&mut self) -> RedisResult<Vec<String>> {
+    pub(crate) async fn tags(&mut self) -> RedisResult<Vec<String>> {
         let Self::Cluster(cluster) = self else {
             return Ok(vec!["0".to_owned()]);
         };
