@@ -15,6 +15,7 @@ mod redis;
 mod relay;
 
 mod admin;
+mod adoption;
 mod auth;
 mod bad_input;
 mod balancers;
