@@ -36,7 +36,8 @@ struct Arguments {
     /// How CreateFlow's window moves.
     #[arg(long, value_enum, default_value = "sliding")]
     kind: KindName,
-    /// CreateFlow calls per window and account.
+    /// CreateFlow calls per window and account. ListFlow, GetFlow and DeleteFlow have the documented 5 a
+    /// second.
     #[arg(long, default_value_t = 5)]
     limit: u32,
     /// Length of the window.

@@ -2,7 +2,7 @@
 
 An application is a driver: a program that prints `ready` and then, for each job that it reads as one line of JSON, makes all calls of the job at once and
 prints one line of JSON, a list with a result for each name of the job, in the same order. parties.py builds the jobs. A result is
-{"ok": true, "code", "flow_name"}, or of an error {"ok": false, "exception", "message", and where the error has them "code", "status_code", "retry_after"},
+{"ok": true, "code", "flow_name"}, for keys.py with the "flow_id" and, where the SDK shows headers, the "key_state", or of an error {"ok": false, "exception", "message", and where the error has them "code", "status_code", "retry_after"},
 where `exception` is the error's type as an application catches it, and `retry_after` is in milliseconds.
 
 Drivers in compiled languages are built by `scripts/test needs` and are found in drivers/LANGUAGE/.build. One program may serve several SDKs: the SDK's name

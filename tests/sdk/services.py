@@ -83,6 +83,9 @@ class Simulator(Service):
     def arrivals(self):
         return json.loads(http(f"{self.url}/__arrivals"))
 
+    def flows(self):
+        return json.loads(http(f"{self.url}/__flows"))
+
     def faults(self, rules):
         http(f"{self.url}/__faults", rules)
 

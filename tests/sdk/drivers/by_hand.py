@@ -29,7 +29,12 @@ def parameters(job, name):
         "SignatureNonce": uuid.uuid4().hex,
         "Timestamp": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-    return sent | ({"SecurityToken": job["token"]} if job["token"] else {})
+    if job.get("token"):
+        sent["SecurityToken"] = job["token"]
+    if job.get("keyed"):
+        # The idempotency key of the order for this flow, which each repetition has. How these SDKs add a header is not tested.
+        sent["ClientToken"] = hashlib.sha256(name.encode()).hexdigest()
+    return sent
 
 
 def signed(method, sent, secret):
@@ -74,16 +79,18 @@ SHAPES = {"php": php, "ruby": ruby, "cpp": cpp, "dotnet": dotnet}
 
 
 def call(shape, job, name):
-    connection = http.client.HTTPConnection(job["endpoint"], timeout=60)
+    connection = http.client.HTTPConnection(job["endpoint"], timeout=(job.get("timeout_ms") or 60_000) / 1000)
     try:
         method, target, headers, body = shape(job, name)
         connection.request(method, target, body, headers)
         answer = connection.getresponse()
         content = json.loads(answer.read())
+    except OSError as error:
+        return {"ok": False, "exception": type(error).__name__, "message": str(error)}
     finally:
         connection.close()
     if answer.status == 200:
-        return {"ok": True, "code": content["Code"], "flow_name": content["Data"]["FlowName"]}
+        return {"ok": True, "code": content["Code"], "flow_name": content["Data"]["FlowName"], "flow_id": content["Data"]["FlowId"]}
     retry_after = answer.getheader("x-acs-retry-after")
     error = {"exception": "Answer", "code": content["Code"], "message": content["Message"], "status_code": answer.status}
     return {"ok": False, **error, "retry_after": retry_after and int(retry_after)}

@@ -1,6 +1,7 @@
 // The old Node SDK's core (@alicloud/pop-core) as an application uses it, with its default options but for the method, which is the argument: GET or POST.
 // Input and output are described in ../sdks.py.
 
+const crypto = require("crypto");
 const fs = require("fs");
 const https = require("https");
 const readline = require("readline");
@@ -20,7 +21,10 @@ function client(job) {
   });
 }
 
-function options(job, agent) {
+// The idempotency key of the order for this flow, which each repetition has.
+const keyOf = (name) => crypto.createHash("sha256").update(name).digest("hex");
+
+function options(job, agent, name) {
   const chosen = {};
   // GET is the default, and is not set.
   if (method !== "GET") {
@@ -28,6 +32,10 @@ function options(job, agent) {
   }
   if (job.timeout_ms) {
     chosen.timeout = job.timeout_ms;
+  }
+  // They replace the headers that the SDK sets itself, of which no call depends on one.
+  if (job.keyed === "header") {
+    chosen.headers = { "Idempotency-Key": keyOf(name) };
   }
   if (agent) {
     chosen.agent = agent;
@@ -37,8 +45,13 @@ function options(job, agent) {
 
 async function call(sdk, job, agent, name) {
   try {
-    const body = await sdk.request("createFlow", { flowName: name, categories: '["SIGN_UP","OTHER"]' }, options(job, agent));
-    return { ok: true, code: body.Code, flow_name: body.Data && body.Data.FlowName };
+    const parameters = { flowName: name, categories: '["SIGN_UP","OTHER"]' };
+    if (job.keyed === "token") {
+      parameters.clientToken = keyOf(name);
+    }
+    const body = await sdk.request("createFlow", parameters, options(job, agent, name));
+    const { FlowName: flow_name, FlowId: flow_id } = body.Data || {};
+    return { ok: true, code: body.Code, flow_name, flow_id };
   } catch (error) {
     const { statusCode, headers } = (error.entry && error.entry.response) || {};
     const retry_after = headers && Number(headers["x-acs-retry-after"]);

@@ -43,7 +43,7 @@ def client(job):
     if job["scheme"] == "V1":
         config.signature_algorithm = "v2"
     if job.get("sdk_retries"):
-        condition = {"maxAttempts": job["sdk_retries"], "exception": ["ThrottlingException"], "errorCode": []}
+        condition = {"maxAttempts": job["sdk_retries"], "exception": job.get("retries_on", ["ThrottlingException"]), "errorCode": []}
         config.retry_options = RetryOptions({"retryable": True, "retryCondition": [condition]})
     return Client(config)
 
@@ -93,6 +93,8 @@ def obey(sdk, job, name):
 async def call_async(sdk, job, name):
     method, request = REQUESTS[job["action"]]
     try:
+        if job.get("keyed"):
+            return returned(await getattr(sdk, method + "_with_options_async")(request(name), keyed(job, name)))
         return returned(await getattr(sdk, method + "_async")(request(name)))
     except Exception as error:
         return raised(error)

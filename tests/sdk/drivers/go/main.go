@@ -4,6 +4,8 @@ package main
 
 import (
 	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -23,6 +25,7 @@ type job struct {
 	Scheme      string       `json:"scheme"`
 	TimeoutMs   int          `json:"timeout_ms"`
 	Hold        string       `json:"hold"`
+	Keyed       string       `json:"keyed"`
 	Names       []string     `json:"names"`
 }
 
@@ -37,6 +40,7 @@ type result struct {
 	OK         bool   `json:"ok"`
 	Code       string `json:"code,omitempty"`
 	FlowName   string `json:"flow_name,omitempty"`
+	FlowId     string `json:"flow_id,omitempty"`
 	Exception  string `json:"exception,omitempty"`
 	Message    string `json:"message,omitempty"`
 	StatusCode int    `json:"status_code,omitempty"`
@@ -93,10 +97,16 @@ func callAll(call caller, names []string) []result {
 func returned(body []byte) (result, error) {
 	var answer struct {
 		Code string
-		Data struct{ FlowName string }
+		Data struct{ FlowName, FlowId string }
 	}
 	err := json.Unmarshal(body, &answer)
-	return result{OK: true, Code: answer.Code, FlowName: answer.Data.FlowName}, err
+	return result{OK: true, Code: answer.Code, FlowName: answer.Data.FlowName, FlowId: answer.Data.FlowId}, err
+}
+
+// idempotencyKey is the key of the order for this flow: each repetition has the same.
+func idempotencyKey(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:])
 }
 
 // content reads a PEM file, if there is one.

@@ -32,7 +32,7 @@ func newest(job job) (caller, error) {
 			"FlowName":   dara.String(name),
 			"Categories": openapiutil.ArrayToStringWithSpecifiedStyle([]string{"SIGN_UP", "OTHER"}, dara.String("Categories"), dara.String("json")),
 		}}
-		answer, err := client.CallApi(createFlow, request, &dara.RuntimeOptions{})
+		answer, err := client.CallApi(createFlow, request, runtime(job, name))
 		if err != nil {
 			return result{}, err
 		}
@@ -42,6 +42,18 @@ func newest(job job) (caller, error) {
 		}
 		return returned(body)
 	}, nil
+}
+
+// runtime has the call's idempotency key, as the job wants it carried.
+func runtime(job job, name string) *dara.RuntimeOptions {
+	key := dara.String(idempotencyKey(name))
+	switch job.Keyed {
+	case "header":
+		return &dara.RuntimeOptions{ExtendsParameters: &dara.ExtendsParameters{Headers: map[string]*string{"Idempotency-Key": key}}}
+	case "token":
+		return &dara.RuntimeOptions{ExtendsParameters: &dara.ExtendsParameters{Queries: map[string]*string{"ClientToken": key}}}
+	}
+	return &dara.RuntimeOptions{}
 }
 
 func config(job job) *openapiutil.Config {

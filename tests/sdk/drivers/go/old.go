@@ -82,6 +82,12 @@ func commonRequest(job job, name string) *requests.CommonRequest {
 	if job.Hold != "" {
 		request.Headers["x-flowgate-hold"] = job.Hold
 	}
+	switch job.Keyed {
+	case "header":
+		request.Headers["Idempotency-Key"] = idempotencyKey(name)
+	case "token":
+		request.QueryParams["ClientToken"] = idempotencyKey(name)
+	}
 	return request
 }
 

@@ -86,9 +86,11 @@ final class Async implements Sdk {
     }
 
     @Override
-    public Result call(Map<String, String> parameters) throws Exception {
+    public Result call(Map<String, String> parameters, String key) throws Exception {
         CommonRequest.Builder model = CommonRequest.builder();
         parameters.forEach(job.inBody() ? model::putBodyParameters : model::putQueryParameters);
+        job.keyHeaders(key).forEach(model::putHeaderParameters);
+        job.keyQueries(key).forEach(model::putQueryParameters);
         CommonRequest input = model.build();
         TeaRequest request = TeaRequest.create()
                 .setProduct("cams")

@@ -62,7 +62,7 @@ public final class Driver {
 
     private static Result call(Sdk sdk, Job job, String name) {
         try {
-            return sdk.call(job.parameters(name));
+            return sdk.call(job.parameters(name), job.orderKey(name));
         } catch (Exception error) {
             return sdk.raised(error);
         }

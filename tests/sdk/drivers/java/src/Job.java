@@ -1,3 +1,7 @@
+import java.nio.charset.StandardCharsets;
+import java.security.GeneralSecurityException;
+import java.security.MessageDigest;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 
@@ -16,6 +20,7 @@ record Job(
         boolean obeys,
         String hold,
         String action,
+        String keyed,
         List<String> names) {
 
     /** An application's certificate: paths of PEM files. */
@@ -35,6 +40,25 @@ record Job(
     /** Whether the generated clients put the action's parameters into the body: of the newest ones only this. */
     boolean inBody() {
         return action.equals("GetPreValidatePhoneId");
+    }
+
+    /** The idempotency key of the order for this flow, which each repetition has; null if the job has none. */
+    String orderKey(String name) throws GeneralSecurityException {
+        if (keyed == null) {
+            return null;
+        }
+        MessageDigest sha256 = MessageDigest.getInstance("SHA-256");
+        return HexFormat.of().formatHex(sha256.digest(name.getBytes(StandardCharsets.UTF_8)));
+    }
+
+    /** The headers that carry the key. */
+    Map<String, String> keyHeaders(String key) {
+        return "header".equals(keyed) ? Map.of("Idempotency-Key", key) : Map.of();
+    }
+
+    /** The parameters of the query that carry the key. */
+    Map<String, String> keyQueries(String key) {
+        return "token".equals(keyed) ? Map.of("ClientToken", key) : Map.of();
     }
 
     boolean isV1() {

@@ -42,7 +42,7 @@ final class Old implements Sdk {
     }
 
     @Override
-    public Result call(Map<String, String> parameters) throws Exception {
+    public Result call(Map<String, String> parameters, String key) throws Exception {
         CommonRequest request = new CommonRequest();
         request.setSysDomain(job.endpoint());
         request.setSysProtocol(ProtocolType.valueOf(job.protocol()));
@@ -55,6 +55,8 @@ final class Old implements Sdk {
         if (!job.hold().isEmpty()) {
             request.putHeadParameter("x-flowgate-hold", job.hold());
         }
+        job.keyHeaders(key).forEach(request::putHeadParameter);
+        job.keyQueries(key).forEach(request::putQueryParameter);
         if (job.inBody()) {
             parameters.forEach(request::putBodyParameter);
         } else {

@@ -5,6 +5,7 @@ import com.aliyun.teaopenapi.models.Config;
 import com.aliyun.teaopenapi.models.GlobalParameters;
 import com.aliyun.teaopenapi.models.OpenApiRequest;
 import com.aliyun.teaopenapi.models.Params;
+import com.aliyun.teautil.models.ExtendsParameters;
 import com.aliyun.teautil.models.RuntimeOptions;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -40,7 +41,7 @@ final class Tea implements Sdk {
     }
 
     @Override
-    public Result call(Map<String, String> parameters) throws Exception {
+    public Result call(Map<String, String> parameters, String key) throws Exception {
         Params params = new Params()
                 .setAction(job.action())
                 .setVersion(Job.VERSION)
@@ -52,7 +53,11 @@ final class Tea implements Sdk {
                 .setReqBodyType("formData")
                 .setBodyType("json");
         OpenApiRequest request = job.inBody() ? new OpenApiRequest().setBody(parameters) : new OpenApiRequest().setQuery(parameters);
-        return Result.returned((Map<?, ?>) client.callApi(params, request, new RuntimeOptions()).get("body"));
+        RuntimeOptions runtime = new RuntimeOptions();
+        if (key != null) {
+            runtime.setExtendsParameters(new ExtendsParameters().setHeaders(job.keyHeaders(key)).setQueries(job.keyQueries(key)));
+        }
+        return Result.returned((Map<?, ?>) client.callApi(params, request, runtime).get("body"));
     }
 
     @Override
