@@ -6,6 +6,7 @@
 
 pub(crate) mod fingerprint;
 pub(crate) mod key;
+pub(crate) mod looks;
 pub(crate) mod record;
 pub(crate) mod records;
 
