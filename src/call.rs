@@ -12,6 +12,7 @@ pub(crate) mod hold;
 mod idempotency;
 pub(crate) mod identify;
 pub(crate) mod judge;
+mod looks;
 pub(crate) mod reply;
 pub(crate) mod retry;
 pub(crate) mod services;
@@ -46,7 +47,7 @@ use crate::call::services::CallServices;
 use crate::config::{Listen, Mode};
 use crate::error::{Kind, Refusal};
 use crate::limiter::{self, LimitedCall, SendPermit};
-use crate::observe::journal::JournalOrder;
+use crate::observe::journal::{JournalOrder, Note};
 use crate::observe::record::Record;
 use crate::operation::Operation;
 use crate::process::shutdown::Phase;
@@ -176,10 +177,10 @@ struct ActiveCall<'a> {
     restamped: bool,
 }
 
-/// A call with an idempotency key, which continues without its caller.
+/// A call that has no caller, or continues without it.
 struct Background {
-    /// The key in the journal.
-    journal_key: JournalOrder,
+    /// The key in the journal. `None`: a call of Flowgate's own, which is not in the journal.
+    journal_key: Option<JournalOrder>,
     /// Until then an answer is waited for.
     answer_by: Instant,
 }
@@ -216,13 +217,13 @@ impl<'a> ActiveCall<'a> {
         })
     }
 
-    /// A call that continues without its caller: an attempt has the time that the upstream's answer
-    /// may take.
+    /// A call without a caller: an attempt has the time that the upstream's answer may take. Without
+    /// a key it is not in the journal.
     fn in_background(
         services: &'a Arc<CallServices>,
         accepted: AcceptedCall,
         record: &'a mut Record,
-        journal_key: JournalOrder,
+        journal_key: Option<JournalOrder>,
     ) -> Result<Self, Refusal> {
         let mut call = Self::new(services, accepted, record)?;
         let answer_timeout = services
@@ -296,13 +297,7 @@ impl<'a> ActiveCall<'a> {
         let credentials = ready.into_credentials();
         self.record
             .sent(request.headers_mut(), credentials.is_none());
-        let note = self.services.journal.as_ref().map(|journal| {
-            let flow_name = self.record.flow_name();
-            let request_id = self.record.request_id();
-            let background = self.background.as_deref();
-            let key = background.map(|background| &background.journal_key);
-            Box::new(journal.note(flow_name, &self.operation, request_id, key))
-        });
+        let note = self.note().map(Box::new);
         Ok(Some(Sending {
             permit,
             request,
@@ -316,6 +311,18 @@ impl<'a> ActiveCall<'a> {
             },
             note,
         }))
+    }
+
+    /// The entry of an attempt in the journal, if it has one.
+    fn note(&self) -> Option<Note> {
+        let journal = self.services.journal.as_ref()?;
+        let key = match &self.background {
+            Some(background) => Some(background.journal_key.as_ref()?),
+            None => None,
+        };
+        let flow_name = self.record.flow_name();
+        let request_id = self.record.request_id();
+        Some(journal.note(flow_name, &self.operation, request_id, key))
     }
 
     /// Sends one attempt. Not an `async fn`: its future would hold these arguments until it ends.

@@ -74,6 +74,12 @@ fn is_name(text: &str) -> bool {
 // === impl Params ===
 
 impl Params {
+    /// The parameters of a call of Flowgate's own, whose names are distinct.
+    pub(crate) fn of_query(query: Vec<(String, String)>) -> Self {
+        let form = Vec::new();
+        Self { query, form }
+    }
+
     /// Decodes the part of the request target after `?`.
     pub(crate) fn from_query(query: &str) -> Result<Self, DecodeError> {
         let mut params = Self::default();

@@ -243,7 +243,7 @@ async fn run(
     is_sought: bool,
 ) {
     let mut owner = Some(Owner::Claimed(claim));
-    let call = ActiveCall::in_background(&services, call, &mut record, order);
+    let call = ActiveCall::in_background(&services, call, &mut record, Some(order));
     let driven = match call {
         Ok(call) => Box::pin(drive(call, is_sought, &mut owner)).await,
         Err(refusal) => Err(refusal),

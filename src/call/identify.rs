@@ -1,6 +1,7 @@
 //! Identifies and verifies the caller, in two steps, so that the body is read only for a valid
 //! head: [`head`] checks the head, and [`Claim::prove`] checks the rest with the body and takes the
-//! nonce last. The result is a [`Caller`]; only this module creates one.
+//! nonce last. The result is a [`Caller`]; only this module creates one. `identify/own_call.rs` makes
+//! those of the calls that Flowgate makes itself.
 //!
 //! A version 1 call may have its signature in its form. Then the head names no key, and [`form`]
 //! takes the place of [`head`] after the body was read within the bounds of an unverified caller.
@@ -17,6 +18,7 @@ mod directory;
 mod key_prefixes;
 mod names;
 mod nonces;
+mod own_call;
 mod refusals;
 mod relay;
 mod relayed_request;
@@ -42,6 +44,7 @@ pub(crate) use self::directory::Directory;
 use self::directory::Owner;
 pub(crate) use self::nonces::{Nonce, Nonces, used};
 use self::nonces::{NonceScope, NonceUse};
+pub(crate) use self::own_call::OwnCall;
 pub(crate) use self::refusals::{bad, one};
 use self::refusals::{incomplete, wrong_signature};
 pub(crate) use self::relayed_request::RelayedRequest;

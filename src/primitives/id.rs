@@ -115,6 +115,11 @@ impl ClientId {
     pub fn unverified() -> Self {
         Self::new("unverified")
     }
+
+    /// The client of the calls that Flowgate makes itself.
+    pub fn own() -> Self {
+        Self::new("flowgate")
+    }
 }
 
 impl AccessKeyId {

@@ -197,6 +197,11 @@ impl Directory {
         Ok(())
     }
 
+    /// An account that Flowgate signs for.
+    pub(super) fn managed(&self, account: &AccountId) -> Option<&Arc<Managed>> {
+        self.accounts.get(account)
+    }
+
     /// What keeps the session of an account; `None` if its credentials are read with the
     /// configuration.
     pub(crate) fn keeper(&self, account: &AccountId) -> Option<&Arc<Keeper>> {
