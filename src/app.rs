@@ -132,6 +132,7 @@ impl App {
             RuntimePool::over(runtimes),
         ));
         tokio::spawn(sweep(Arc::downgrade(&state)));
+        tokio::spawn(call::looks::run(Arc::downgrade(calls)));
         log_ready(&state);
         Ok(Self {
             state,

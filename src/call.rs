@@ -12,7 +12,7 @@ pub(crate) mod hold;
 mod idempotency;
 pub(crate) mod identify;
 pub(crate) mod judge;
-mod looks;
+pub(crate) mod looks;
 pub(crate) mod reply;
 pub(crate) mod retry;
 pub(crate) mod services;

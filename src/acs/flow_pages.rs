@@ -23,6 +23,8 @@ pub(crate) struct Walk {
     /// The filter; `None` shows all flows of the space.
     name: Option<Box<str>>,
     size: u32,
+    /// Whether CAMS has refused large pages.
+    is_refused: bool,
     /// The next page; the first is 1.
     index: u32,
     flows: HashMap<Box<str>, ListedFlow>,
@@ -58,6 +60,7 @@ impl Walk {
             space: space.into(),
             name: name.map(Into::into),
             size,
+            is_refused: size <= SMALL_PAGE,
             index: 1,
             flows: HashMap::new(),
             has_changed: false,
@@ -69,9 +72,13 @@ impl Walk {
         flows::list_params(&self.space, self.name.as_deref(), self.index, self.size)
     }
 
-    /// Flows per page.
-    pub(crate) fn size(&self) -> u32 {
-        self.size
+    /// The size of pages that CAMS has not refused.
+    pub(crate) fn accepted_size(&self) -> u32 {
+        if self.is_refused {
+            SMALL_PAGE
+        } else {
+            LARGE_PAGE
+        }
     }
 
     /// CAMS has refused the page. Returns whether the same page can be asked for with a smaller
@@ -80,6 +87,7 @@ impl Walk {
         let is_first = self.index == 1 && self.size > SMALL_PAGE;
         if is_first {
             self.size = SMALL_PAGE;
+            self.is_refused = true;
         }
         is_first
     }
@@ -149,7 +157,7 @@ mod tests {
         fn walk(&self) -> (Listing, u32) {
             let mut walk = Walk::new("s", None, LARGE_PAGE);
             for pages in 1.. {
-                let asked = walk.size() as usize;
+                let asked = walk.size as usize;
                 let size = asked.min(self.bound);
                 let stride = if self.skips { asked } else { size };
                 let first = (walk.index as usize - 1) * stride;
@@ -232,7 +240,7 @@ mod tests {
     fn a_refused_size_is_replaced_once() {
         let mut walk = Walk::new("s", None, LARGE_PAGE);
         assert!(walk.refused());
-        assert_eq!(walk.size(), SMALL_PAGE);
+        assert_eq!((walk.size, walk.accepted_size()), (SMALL_PAGE, SMALL_PAGE));
         assert!(!walk.refused(), "the small one is refused, too");
         let mut walk = Walk::new("s", None, LARGE_PAGE);
         walk.page((0..100).map(flow).collect());

@@ -499,7 +499,7 @@ impl KeyedCall<'_> {
                     && self.is_repeatable()
                     && unknown.search == Search::Active
                 {
-                    refusal.retry_after = Some(REPEAT_AFTER);
+                    refusal.retry_after = Some(self.repeat_after());
                 }
                 Err(refusal)
             }
@@ -523,8 +523,11 @@ impl KeyedCall<'_> {
 
     /// The refusal of a call whose hold is over before its record has ended.
     fn pending(&self, progress: &Progress) -> Refusal {
-        let refusal = pending(progress);
+        let mut refusal = pending(progress);
         if self.is_repeatable() {
+            if matches!(progress, Progress::Sought(_)) {
+                refusal.retry_after = Some(self.repeat_after());
+            }
             return refusal;
         }
         // As for other calls: a repetition would create another flow.
@@ -534,6 +537,12 @@ impl KeyedCall<'_> {
             retry_after: refusal.retry_after.filter(|_| is_queued),
             ..refusal
         }
+    }
+
+    /// When a call whose flow is looked for should be repeated: after the next look.
+    fn repeat_after(&self) -> Duration {
+        let looks = &self.services.looks;
+        looks.repeat_after(self.order.name, Instant::now())
     }
 
     /// Looks have proved that the flow does not exist: the caller may try again.

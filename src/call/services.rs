@@ -10,6 +10,7 @@ use super::body;
 use super::current_config::{CurrentConfig, Endpoints};
 use super::hold::margin::Margins;
 use super::identify::{self, Caller, Claim, Nonces};
+use super::looks::Looks;
 use super::unknown;
 use super::waiting::WaitingCalls;
 use crate::config::{Config, Listen};
@@ -47,6 +48,8 @@ pub(crate) struct CallServices {
     pub(super) key_waits: WaitingCalls,
     /// The idempotency keys of calls.
     pub(crate) records: Arc<Records>,
+    /// The looks for flows of unknown outcomes.
+    pub(crate) looks: Looks,
     /// Attempts in flight, and calls that continue without their callers.
     pub(super) attempts: TaskTracker,
 }
@@ -85,6 +88,7 @@ impl CallServices {
             session_waits: WaitingCalls::default(),
             key_waits: WaitingCalls::default(),
             records: Records::new(bounds_of_keys(&config_snapshot.config)),
+            looks: Looks::default(),
             attempts: TaskTracker::new(),
             current_config,
         }

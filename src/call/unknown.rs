@@ -54,6 +54,9 @@ fn record(
     flow_id: Option<&str>,
     found: Option<&str>,
 ) {
+    let account = outcome.order.account.as_str();
+    let after = outcome.ended.elapsed();
+    services.metrics.resolved(account, result.label(), after);
     if let (Some(journal), Some(attempt)) = (&services.journal, &outcome.attempt) {
         journal.resolved(Resolved {
             attempt,

@@ -11,6 +11,7 @@ mod names;
 mod schedule;
 
 pub(crate) use self::decision::{
-    Candidate, Evidence, FlowStatus, Others, Verdict, Wanted, candidate, decide,
+    Evidence, FlowStatus, Others, Verdict, Wanted, candidate_id, decide,
 };
-pub(crate) use self::schedule::{BETWEEN_SWEEPS, Look, LookKind, Schedule, Watch};
+use self::schedule::BETWEEN_SWEEPS;
+pub(crate) use self::schedule::{Look, LookKind, Schedule, Watch};

@@ -194,6 +194,11 @@ impl Running {
         self.progress.send_replace(progress);
     }
 
+    /// Whether an attempt of the call may have left.
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(*self.progress.borrow(), Progress::Claimed)
+    }
+
     /// Whether a caller waits for the call.
     pub(super) fn is_awaited(&self) -> bool {
         self.waiters.load(Ordering::SeqCst) > 0

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, RecordName};
@@ -18,6 +19,7 @@ use super::record::{
 use crate::observe::journal::KeyedAttempt;
 use crate::primitives::id::ClientId;
 
+mod flows;
 mod restore;
 
 pub(crate) use restore::Restored;
@@ -25,6 +27,8 @@ pub(crate) use restore::Restored;
 /// The records of this process.
 pub(crate) struct Records {
     table: Mutex<Table>,
+    /// The number of changes of unknown outcomes.
+    unknown_changes: watch::Sender<u64>,
 }
 
 /// How many records are kept, and for how long.
@@ -41,6 +45,7 @@ struct Table {
     records: HashMap<RecordName, Record>,
     /// The number of records of each client.
     clients: HashMap<ClientId, usize>,
+    made_here: flows::MadeHere,
 }
 
 struct Record {
@@ -138,7 +143,9 @@ impl Records {
                 bounds,
                 records: HashMap::new(),
                 clients: HashMap::new(),
+                made_here: flows::MadeHere::default(),
             }),
+            unknown_changes: watch::Sender::new(0),
         })
     }
 
@@ -178,7 +185,9 @@ impl Records {
         clock: SystemTime,
         is_sought: impl Fn(&Order) -> bool,
     ) -> Restored {
-        restore::restore(&mut self.table.lock(), attempts, now, clock, is_sought)
+        let restored = restore::restore(&mut self.table.lock(), attempts, now, clock, is_sought);
+        self.unknown_changed();
+        restored
     }
 
     /// The unknown outcomes, the oldest first.
@@ -225,6 +234,7 @@ impl Records {
         };
         table.end(name, &running, &end, now);
         drop(table);
+        self.unknown_changed();
         running.set(Progress::after(Ending {
             end,
             answer: None,
@@ -250,6 +260,10 @@ impl Records {
                 Some(State::Unknown(_, outcome)) => forgotten.unknown.push(outcome),
                 _ => {}
             }
+        }
+        drop(table);
+        if !forgotten.unknown.is_empty() {
+            self.unknown_changed();
         }
         forgotten
     }
@@ -318,6 +332,9 @@ impl Table {
     /// Sets the state of a record after the end of its call.
     fn end(&mut self, name: RecordName, running: &Arc<Running>, end: &End, now: Instant) {
         let order = &running.order;
+        if let End::Done(created) = end {
+            self.made_here.add(order, &created.flow_id);
+        }
         let state = match end {
             End::Done(created) => Done::of(running, created, now).map(State::Done),
             // Only keys are refused while there is no room.
@@ -515,6 +532,9 @@ impl Owned {
         let mut table = self.records.table.lock();
         table.end(self.name, &self.running, &end, Instant::now());
         drop(table);
+        if matches!(end, End::Unknown(_)) {
+            self.records.unknown_changed();
+        }
         self.running.set(Progress::after(Ending {
             end,
             answer,

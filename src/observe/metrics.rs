@@ -14,6 +14,7 @@ mod families;
 mod journal;
 pub(crate) mod labels;
 mod lanes;
+mod looks;
 mod sessions;
 mod store;
 mod traces;
@@ -34,6 +35,7 @@ use crate::observe::metrics::families::Families;
 use crate::observe::metrics::journal::JournalMetrics;
 use crate::observe::metrics::lanes::LaneGauges;
 pub(crate) use crate::observe::metrics::lanes::LaneSample;
+use crate::observe::metrics::looks::LookMetrics;
 use crate::observe::metrics::sessions::SessionMetrics;
 pub(crate) use crate::observe::metrics::sessions::SessionSample;
 use crate::observe::metrics::store::StoreMetrics;
@@ -54,6 +56,7 @@ pub(crate) struct Metrics {
     shadow_decisions: IntCounterVec,
     signature_checks: IntCounterVec,
     keyed_calls: IntCounterVec,
+    looks: LookMetrics,
     operator_actions: IntCounterVec,
     log_lines_dropped: IntCounter,
     /// Connections of callers and of operators.
@@ -121,6 +124,7 @@ impl Metrics {
             ),
             signature_checks: r.counter("signature_checks_total", checks, &["result"]),
             keyed_calls: r.counter("keyed_calls_total", keyed, &["account", "result"]),
+            looks: LookMetrics::new(&r),
             operator_actions: r.counter("operator_actions_total", actions, &["action"]),
             log_lines_dropped: r.only_counter("log_lines_dropped_total", lines),
             connections: ConnectionMetrics::new(&r),
@@ -148,6 +152,16 @@ impl Metrics {
     /// Counts a call with an idempotency key.
     pub(crate) fn keyed_call(&self, account: &str, result: &str) {
         self.keyed_calls.with_label_values(&[account, result]).inc();
+    }
+
+    /// Counts a look for the flow of an unknown outcome.
+    pub(crate) fn looked(&self, account: &str, result: &str) {
+        self.looks.looked(account, result);
+    }
+
+    /// Counts an unknown outcome that has ended `after` its attempt.
+    pub(crate) fn resolved(&self, account: &str, result: &str, after: Duration) {
+        self.looks.resolved(account, result, after);
     }
 
     /// Counts a call that Flowgate refused itself.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::HeaderMap;
 
-use crate::acs::flow_pages::{Listing, Next, Walk};
+use crate::acs::flow_pages::{Next, Walk};
 use crate::acs::flows::{self, FlowsError};
 use crate::call::attempt::Judged;
 use crate::call::classify;
@@ -20,17 +20,22 @@ use crate::observe::record::Record;
 use crate::primitives::id::AccountId;
 
 /// Why a look has no answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum LookError {
     /// Flowgate does not sign for the account any more.
+    #[error("Flowgate does not sign for the account")]
     NotManaged,
     /// CAMS throttled the look, or the lane had no room or no time for it.
+    #[error("throttled")]
     Throttled,
     /// CAMS does not permit the action to the account's key.
+    #[error("CAMS does not permit it: {0}")]
     Forbidden(Box<str>),
     /// CAMS refused the parameters of the look.
+    #[error("CAMS refused it: {0}")]
     Refused(Box<str>),
     /// There is no answer, or it cannot be read.
+    #[error("{0}")]
     Failed(Box<str>),
 }
 
@@ -58,21 +63,6 @@ pub(super) async fn page(
         asked => asked?,
     };
     Ok(walk.page(flows::read_list(&body)?))
-}
-
-/// Asks for all pages of a walk. `pace` is awaited before each of them.
-pub(super) async fn pages<F: Future<Output = ()>>(
-    services: &Arc<CallServices>,
-    account: &AccountId,
-    walk: &mut Walk,
-    pace: impl Fn() -> F,
-) -> Result<Listing, LookError> {
-    loop {
-        pace().await;
-        if let Next::End(listing) = page(services, account, walk).await? {
-            return Ok(listing);
-        }
-    }
 }
 
 /// Asks for the status of a flow.
@@ -142,7 +132,7 @@ async fn send(mut call: ActiveCall<'_>) -> Result<Box<Judged>, Refusal> {
 }
 
 fn body(judged: Judged) -> Result<Bytes, LookError> {
-    let code = judged.verdict.code().into();
+    let code: Box<str> = judged.verdict.code().into();
     match (&judged.verdict, judged.answer) {
         (Verdict::Ok { .. }, Some(answer)) => Ok(answer.body),
         (Verdict::Throttled { .. }, _) => Err(LookError::Throttled),
@@ -164,6 +154,17 @@ fn is_forbidden(code: &str) -> bool {
 }
 
 // === impl LookError ===
+
+impl LookError {
+    /// The label in metrics.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Throttled => "throttled",
+            Self::Forbidden(_) | Self::Refused(_) => "refused",
+            Self::NotManaged | Self::Failed(_) => "failed",
+        }
+    }
+}
 
 impl From<Refusal> for LookError {
     fn from(refusal: Refusal) -> Self {

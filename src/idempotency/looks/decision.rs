@@ -18,7 +18,7 @@ pub(crate) struct Wanted<'a> {
 
 /// The flows that have the wanted name, byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Candidate<'a> {
+enum Candidate<'a> {
     None,
     One(&'a ListedFlow),
     Several,
@@ -27,7 +27,7 @@ pub(crate) enum Candidate<'a> {
 /// What GetFlow says about the one candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FlowStatus {
-    /// It was not asked: there is no candidate, or more than one.
+    /// It was not asked yet.
     NotAsked,
     /// `DRAFT`, as after CreateFlow.
     Draft,
@@ -71,6 +71,8 @@ pub(crate) struct Evidence<'a> {
 pub(crate) enum Verdict {
     /// CAMS has created this flow.
     Created(Box<str>),
+    /// This is the flow if GetFlow shows that it is a draft.
+    Found(Box<str>),
     /// The flow was not found, which proves nothing yet.
     Missing {
         /// Whether another sweep like this one would prove that there is no flow.
@@ -82,8 +84,16 @@ pub(crate) enum Verdict {
     Absent,
 }
 
+/// The id of the one flow with the wanted name, if there is one.
+pub(crate) fn candidate_id<'a>(wanted: Wanted<'_>, listing: &'a Listing) -> Option<&'a str> {
+    match candidate(wanted, listing) {
+        Candidate::One(flow) => Some(&flow.id),
+        Candidate::None | Candidate::Several => None,
+    }
+}
+
 /// Finds the flows with the wanted name.
-pub(crate) fn candidate<'a>(wanted: Wanted<'_>, listing: &'a Listing) -> Candidate<'a> {
+fn candidate<'a>(wanted: Wanted<'_>, listing: &'a Listing) -> Candidate<'a> {
     let mut same = listing
         .flows
         .iter()
@@ -125,7 +135,7 @@ impl Evidence<'_> {
             match self.status {
                 FlowStatus::Draft => Verdict::Created(flow.id.clone()),
                 FlowStatus::Other => Verdict::Ambiguous("the flow of this name is no draft"),
-                FlowStatus::NotAsked => Verdict::MISSING,
+                FlowStatus::NotAsked => Verdict::Found(flow.id.clone()),
             }
         }
     }

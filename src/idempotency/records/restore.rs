@@ -126,7 +126,11 @@ fn restore_one(
             categories: attempt.key.categories,
         },
     });
-    let state = match last(attempt.end, attempt.resolution) {
+    let last = last(attempt.end, attempt.resolution);
+    if let Last::Created(created) = &last {
+        table.made_here.add(&order, &created.flow_id);
+    }
+    let state = match last {
         Last::NotCreated => return,
         // Whether a caller has got the answer is not in the journal.
         Last::Created(_) if order.kind != OrderKind::Keyed => return,

@@ -157,6 +157,21 @@ pub(super) fn unsent(sent: &[u8]) -> Option<Vec<u8>> {
     )
 }
 
+// === impl ResolvedAs ===
+
+impl ResolvedAs {
+    /// The label in metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Absent => "absent",
+            Self::Ambiguous => "ambiguous",
+            Self::Settled => "settled",
+            Self::Forgotten => "forgotten",
+        }
+    }
+}
+
 // === impl OrderKind ===
 
 impl OrderKind {

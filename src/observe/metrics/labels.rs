@@ -109,6 +109,19 @@ pub(crate) const KEYED_CALLS: [&str; 9] = [
     "refused",
 ];
 
+/// What a look has found, or why it has no answer.
+const LOOKS: [&str; 6] = [
+    "found",
+    "missing",
+    "ambiguous",
+    "throttled",
+    "refused",
+    "failed",
+];
+
+/// How an unknown outcome has ended.
+const RESOLUTIONS: [&str; 5] = ["created", "absent", "ambiguous", "settled", "forgotten"];
+
 /// The label value of one of CAMS's codes.
 pub(crate) fn code(code: &str) -> &'static str {
     CODES
@@ -140,6 +153,8 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
             [REFRESHED].into_iter().chain(FAILED_REFRESHES).collect()
         }
         ("result", "flowgate_keyed_calls_total") => KEYED_CALLS.to_vec(),
+        ("result", "flowgate_looks_total") => LOOKS.to_vec(),
+        ("result", "flowgate_resolutions_total") => RESOLUTIONS.to_vec(),
         ("result", "flowgate_trace_exports_total") => vec!["done", "failed"],
         ("result", _) => ["ok", "unverified"]
             .into_iter()

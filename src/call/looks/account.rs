@@ -1,0 +1,364 @@
+//! The looks of one account.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::ask::{self, LookError};
+use super::{Forbidden, Sought, may_look, sought};
+use crate::acs::flow_pages::{LARGE_PAGE, Listing, Next, Walk};
+use crate::call::services::CallServices;
+use crate::call::unknown;
+use crate::idempotency::fingerprint::RecordName;
+use crate::idempotency::looks::{
+    Evidence, FlowStatus, Look, LookKind, Schedule, Verdict, Wanted, Watch, candidate_id, decide,
+};
+use crate::idempotency::record::{Created, FlowDescription, Resolution, UnknownOutcome};
+use crate::primitives::id::AccountId;
+use crate::primitives::text::{capped, millis};
+
+/// The least time between two pages of ListFlow.
+const PACE: Duration = Duration::from_secs(1);
+
+/// The wait after CAMS has stated that the account's key may not look.
+const FORBIDDEN_FOR: Duration = Duration::from_secs(3600);
+
+/// The wait while the configuration does not permit to look.
+const UNCONFIGURED_FOR: Duration = Duration::from_secs(60);
+
+/// More names than this in one space are looked for together.
+const MAX_BY_NAME: usize = 20;
+
+/// The looks of one account.
+pub(super) struct AccountLooks {
+    services: Weak<CallServices>,
+    account: AccountId,
+    watches: HashMap<RecordName, Watch>,
+    /// Flows per page; CAMS may have refused large ones.
+    page_size: u32,
+    /// The earliest time of the next page.
+    next_page: Instant,
+    /// No look before this.
+    pause_until: Instant,
+}
+
+/// The unknown outcomes that one list of flows is for.
+struct Batch {
+    kind: LookKind,
+    sought: Vec<Sought>,
+}
+
+// === impl AccountLooks ===
+
+impl AccountLooks {
+    pub(super) fn new(services: &Weak<CallServices>, account: AccountId) -> Self {
+        let now = Instant::now();
+        Self {
+            services: services.clone(),
+            account,
+            watches: HashMap::new(),
+            page_size: LARGE_PAGE,
+            next_page: now,
+            pause_until: now,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let Some(mut changes) = self.changes() else {
+            return;
+        };
+        loop {
+            changes.mark_unchanged();
+            let Some(services) = self.services.upgrade() else {
+                return;
+            };
+            let sought = self.refresh(&services);
+            let next = self.next(&sought);
+            if next.is_some_and(|next| next <= Instant::now()) {
+                if let Some(batch) = self.due(sought) {
+                    self.look(&services, batch).await;
+                }
+                continue;
+            }
+            drop(services);
+            let wait = async {
+                match next {
+                    Some(next) => sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = wait => {}
+                changed = changes.changed() => if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn changes(&self) -> Option<tokio::sync::watch::Receiver<u64>> {
+        let services = self.services.upgrade()?;
+        Some(services.records.unknown_changes())
+    }
+
+    /// The account's unknown outcomes. Forgets the looks for those that have ended.
+    fn refresh(&mut self, services: &CallServices) -> Vec<Sought> {
+        let mut own = sought(services);
+        own.retain(|sought| sought.outcome.order.account == self.account);
+        let mut watches = HashMap::new();
+        let mut next = services.looks.next.lock();
+        for name in self.watches.keys() {
+            next.remove(name);
+        }
+        for Sought { name, .. } in &own {
+            let watch = self.watches.get(name).copied().unwrap_or_default();
+            watches.insert(*name, watch);
+        }
+        self.watches = watches;
+        let settle = settle(services);
+        for sought in &own {
+            next.insert(
+                sought.name,
+                self.look_of(sought, settle).at.max(self.pause_until),
+            );
+        }
+        drop(next);
+        own
+    }
+
+    fn look_of(&self, sought: &Sought, settle: Duration) -> Look {
+        let watch = self.watches.get(&sought.name).copied().unwrap_or_default();
+        schedule(sought, settle).next(&watch, Instant::now())
+    }
+
+    /// The time of the next look.
+    fn next(&self, sought: &[Sought]) -> Option<Instant> {
+        let settle = settle(&*self.services.upgrade()?);
+        let looks = sought.iter().map(|sought| self.look_of(sought, settle).at);
+        looks.min().map(|at| at.max(self.pause_until))
+    }
+
+    /// The outcomes to look for now: one of them, or those of a space whose flows are all listed.
+    fn due(&self, sought: Vec<Sought>) -> Option<Batch> {
+        let settle = settle(&*self.services.upgrade()?);
+        let now = Instant::now();
+        let mut due: Vec<_> = sought
+            .into_iter()
+            .map(|sought| (self.look_of(&sought, settle), sought))
+            .filter(|(look, _)| look.at <= now)
+            .collect();
+        due.sort_by_key(|(look, _)| look.at);
+        let (look, first) = due.first()?;
+        let space = first.outcome.order.flow.space.clone();
+        let kind = look.kind;
+        let mut sought: Vec<_> = due
+            .into_iter()
+            .map(|(_, sought)| sought)
+            .filter(|sought| sought.outcome.order.flow.space == space)
+            .collect();
+        if kind == LookKind::Name && sought.len() <= MAX_BY_NAME {
+            sought.truncate(1);
+            return Some(Batch { kind, sought });
+        }
+        let kind = LookKind::Sweep;
+        Some(Batch { kind, sought })
+    }
+
+    async fn look(&mut self, services: &Arc<CallServices>, batch: Batch) {
+        // With replicas, the one that leases the record looks.
+        if !may_look(&services.current_config.load().config, &self.account) {
+            self.pause_until = Instant::now() + UNCONFIGURED_FOR;
+            return;
+        }
+        let began = Instant::now();
+        let listing = match self.list(services, &batch).await {
+            Ok(listing) => listing,
+            Err(error) => {
+                for sought in &batch.sought {
+                    self.failed(services, sought, &error);
+                }
+                return;
+            }
+        };
+        for sought in &batch.sought {
+            match self.verdict(services, sought, &listing, began).await {
+                Ok(verdict) => self.conclude(services, sought, &verdict),
+                Err(error) => self.failed(services, sought, &error),
+            }
+        }
+    }
+
+    /// Asks for all pages of the list.
+    async fn list(
+        &mut self,
+        services: &Arc<CallServices>,
+        batch: &Batch,
+    ) -> Result<Listing, LookError> {
+        let Some(Sought { outcome, .. }) = batch.sought.first() else {
+            return Ok(Listing::default());
+        };
+        let FlowDescription { name, space, .. } = &outcome.order.flow;
+        let name = (batch.kind == LookKind::Name).then_some(&**name);
+        let mut walk = Walk::new(space, name, self.page_size);
+        loop {
+            sleep_until(self.next_page).await;
+            let page = ask::page(services, &self.account, &mut walk).await;
+            self.next_page = Instant::now() + PACE;
+            if let Next::End(listing) = page? {
+                return Ok(listing);
+            }
+            self.page_size = walk.accepted_size();
+        }
+    }
+
+    /// What the list of flows proves about one outcome.
+    async fn verdict(
+        &self,
+        services: &Arc<CallServices>,
+        sought: &Sought,
+        listing: &Listing,
+        began: Instant,
+    ) -> Result<Verdict, LookError> {
+        let order = &sought.outcome.order;
+        let FlowDescription {
+            name,
+            space,
+            categories,
+        } = &order.flow;
+        let wanted = Wanted { name, categories };
+        let candidate = candidate_id(wanted, listing);
+        let watch = self.watches.get(&sought.name).copied().unwrap_or_default();
+        let made_here = services.records.made_here(&self.account, space);
+        let evidence = |status| Evidence {
+            wanted,
+            listing,
+            status,
+            others: services.records.others(sought.name, order, candidate),
+            made_here: &made_here,
+            late_answer: None,
+            began,
+            settled_at: schedule(sought, settle(services)).settled_at,
+            earlier_sweep: watch.absent_at(),
+        };
+        let verdict = decide(&evidence(FlowStatus::NotAsked));
+        let Verdict::Found(id) = &verdict else {
+            return Ok(verdict);
+        };
+        let status = ask::status(services, &self.account, space, id).await?;
+        Ok(decide(&evidence(status)))
+    }
+
+    /// Ends an outcome if the look has proved something.
+    fn conclude(&mut self, services: &CallServices, sought: &Sought, verdict: &Verdict) {
+        let Sought { name, outcome } = sought;
+        let watch = self.watches.entry(*name).or_default();
+        watch.looked(verdict, Instant::now());
+        let looks = watch.looks();
+        services.looks.forbidden.lock().remove(&self.account);
+        let (result, resolution) = match verdict {
+            Verdict::Created(flow_id) => {
+                let created = Created {
+                    flow_id: flow_id.clone(),
+                    // The answer with CAMS's own id was lost.
+                    request_id: outcome
+                        .request_id
+                        .clone()
+                        .or_else(|| Some(outcome.order.request_id.clone())),
+                };
+                ("found", Some(Resolution::Created(created)))
+            }
+            Verdict::Ambiguous(why) => ("ambiguous", Some(Resolution::Ambiguous((*why).into()))),
+            Verdict::Absent => ("missing", Some(Resolution::Absent)),
+            Verdict::Found(_) | Verdict::Missing { .. } => ("missing", None),
+        };
+        services.metrics.looked(self.account.as_str(), result);
+        if let Some(resolution) = resolution
+            && unknown::resolve(services, *name, resolution.clone()).is_some()
+        {
+            log(outcome, &resolution, looks);
+        }
+    }
+
+    fn failed(&mut self, services: &CallServices, sought: &Sought, error: &LookError) {
+        let now = Instant::now();
+        self.watches.entry(sought.name).or_default().failed(now);
+        services
+            .metrics
+            .looked(self.account.as_str(), error.label());
+        if let LookError::Forbidden(code) = error {
+            self.forbidden(services, code);
+        }
+        tracing::debug!(
+            account = self.account.as_str(),
+            request_id = &*sought.outcome.order.request_id,
+            cause = %error,
+            "a look has failed"
+        );
+    }
+
+    /// No look of the account for an hour.
+    fn forbidden(&mut self, services: &CallServices, code: &str) {
+        let until = Instant::now() + FORBIDDEN_FOR;
+        self.pause_until = until;
+        let code: Box<str> = code.into();
+        let forbidden = Forbidden { code, until };
+        let before = services
+            .looks
+            .forbidden
+            .lock()
+            .insert(self.account.clone(), forbidden.clone());
+        if before.is_none() {
+            tracing::warn!(
+                account = self.account.as_str(),
+                code = &*forbidden.code,
+                "CAMS does not permit this account to look for flows"
+            );
+        }
+    }
+}
+
+/// Logs what the looks for a flow have ended with.
+fn log(outcome: &UnknownOutcome, resolution: &Resolution, looks: u32) {
+    let account = outcome.order.account.as_str();
+    let request_id = &*outcome.order.request_id;
+    let after_ms = millis(outcome.ended.elapsed());
+    match resolution {
+        Resolution::Ambiguous(found) => tracing::warn!(
+            account,
+            request_id,
+            looks,
+            after_ms,
+            found = &**found,
+            "the names of an account's flows are not unique"
+        ),
+        Resolution::Created(created) => tracing::info!(
+            account,
+            request_id,
+            looks,
+            after_ms,
+            flow_id = capped(&created.flow_id),
+            "a lost call has created its flow"
+        ),
+        _ => tracing::info!(
+            account,
+            request_id,
+            looks,
+            after_ms,
+            "a lost call has created no flow"
+        ),
+    }
+}
+
+/// How long after its last stamp a request may still be executed.
+fn settle(services: &CallServices) -> Duration {
+    services.current_config.load().config.exactly_once.settle
+}
+
+fn schedule(sought: &Sought, settle: Duration) -> Schedule {
+    Schedule {
+        ended: sought.outcome.ended,
+        settled_at: sought.outcome.stamped_until + settle,
+    }
+}
