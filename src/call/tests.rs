@@ -1,5 +1,6 @@
 //! Panics and memory of a call as a whole.
 
+mod looks;
 pub(crate) mod sessions;
 
 use std::pin::Pin;

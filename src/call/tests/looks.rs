@@ -1,0 +1,755 @@
+//! Calls whose answer is lost, and the looks for their flows, in simulated time. CAMS is a listener
+//! on loopback that keeps flows.
+
+use std::collections::VecDeque;
+
+use hyper::Response;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::*;
+use crate::acs::decode::Params;
+use crate::acs::encode;
+use crate::acs::v3::{self, Signable};
+use crate::call::looks;
+use crate::call::unknown;
+use crate::idempotency::record::{Created, Resolution, Search, UnknownOutcome};
+use crate::observe::metrics::Bytes as HeldBytes;
+use crate::primitives::secret::Secret;
+
+/// What happens to a CreateFlow.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// It is executed, and the connection closes.
+    CloseAfter,
+    /// It is not executed, and the connection closes.
+    CloseBefore,
+    /// It is executed so much later; the connection closes now.
+    Late(Duration),
+    /// It is not executed, and CAMS reports a failure of its own.
+    Unavailable,
+    /// A copy of it was executed before.
+    Twice,
+}
+
+struct Flow {
+    id: String,
+    name: String,
+    space: String,
+    categories: &'static str,
+    status: &'static str,
+    /// From then on ListFlow shows it.
+    shown_from: Instant,
+}
+
+/// How CAMS shows flows.
+#[derive(Clone, Copy)]
+struct Showing {
+    /// How long a new flow is not shown.
+    lag: Duration,
+    max_page: usize,
+    /// The filter ignores case and shows longer names.
+    is_fuzzy: bool,
+    /// The status and code with which looks are refused.
+    refusal: Option<(u16, &'static str)>,
+}
+
+/// One request to CAMS.
+struct Seen {
+    at: Instant,
+    action: String,
+    /// Whether it is a look of Flowgate's own: it asks for pages.
+    is_look: bool,
+}
+
+struct Cams {
+    flows: Mutex<Vec<Flow>>,
+    faults: Mutex<VecDeque<Fault>>,
+    showing: Mutex<Showing>,
+    seen: Mutex<Vec<Seen>>,
+}
+
+/// A Flowgate whose account `acme` has unique flow names.
+struct Gateway {
+    services: Arc<CallServices>,
+    cams: Arc<Cams>,
+    looks: JoinHandle<()>,
+}
+
+/// The reply to a call.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    key: Option<String>,
+    retry_after: Option<u64>,
+    code: String,
+    message: String,
+    flow_id: Option<String>,
+}
+
+const SIGN_UP: &str = r#"["SIGN_UP"]"#;
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn minutes(minutes: u64) -> Duration {
+    seconds(60 * minutes)
+}
+
+fn config(upstream: &str, settings: &[(&str, &str)]) -> crate::config::Config {
+    let env = [
+        ("FLOWGATE_UPSTREAM__URL", upstream),
+        ("FLOWGATE_ACCOUNTS__0__ID", "acme"),
+        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_ID", "LTAI-acme-1"),
+        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
+        ("FLOWGATE_ACCOUNTS__0__FLOW_NAMES", "unique"),
+        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_ID", "team-a"),
+        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
+        ("FLOWGATE_CLIENTS__0__ACCOUNT", "acme"),
+        ("FLOWGATE_CLIENTS__0__ACTIONS", "*"),
+        ("SECRET", "a-secret"),
+    ];
+    let env = env.iter().chain(settings);
+    let env = env.map(|(name, value)| ((*name).into(), (*value).into()));
+    crate::config::load(None, env).unwrap().config
+}
+
+/// A call of the client, signed by version 3.
+fn request(
+    action: &str,
+    key: Option<&str>,
+    hold: &str,
+    params: &[(&str, &str)],
+) -> Box<Request<Full<Bytes>>> {
+    let hash = v3::hash(b"");
+    let date = time::format(SystemTime::now());
+    let nonce = format!("nonce-{}", fastrand::u128(..));
+    let headers = [
+        ("host", "127.0.0.1:8080"),
+        ("x-acs-action", action),
+        ("x-acs-content-sha256", &hash),
+        ("x-acs-date", &date),
+        ("x-acs-signature-nonce", &nonce),
+        ("x-acs-version", "2020-06-06"),
+    ];
+    let signable = Signable {
+        method: "GET",
+        query: params.to_vec(),
+        headers: headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_bytes()))
+            .collect(),
+        body_hash: &hash,
+    };
+    let authorization = signable.authorization("team-a", &Secret::new("a-secret"));
+    let target = format!("/?{}", encode::pairs(params.iter().copied()));
+    let mut request = Request::get(target).header("x-flowgate-hold", hold);
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
+    }
+    let request = request.header("authorization", authorization);
+    Box::new(request.body(Full::default()).unwrap())
+}
+
+fn create(key: &str, hold: &str, space: &str) -> Box<Request<Full<Bytes>>> {
+    let params = [
+        ("Categories", SIGN_UP),
+        ("CustSpaceId", space),
+        ("FlowName", "Welcome"),
+    ];
+    request("CreateFlow", Some(key), hold, &params)
+}
+
+// === impl Cams ===
+
+impl Cams {
+    fn new() -> Arc<Self> {
+        let showing = Showing {
+            lag: Duration::ZERO,
+            max_page: 100,
+            is_fuzzy: false,
+            refusal: None,
+        };
+        Arc::new(Self {
+            flows: Mutex::default(),
+            faults: Mutex::default(),
+            showing: Mutex::new(showing),
+            seen: Mutex::default(),
+        })
+    }
+
+    /// Serves one connection.
+    async fn serve(self: Arc<Self>, mut connection: TcpStream) {
+        let mut read = Vec::new();
+        loop {
+            while !read.ends_with(b"\r\n\r\n") {
+                if connection.read_buf(&mut read).await.unwrap_or(0) == 0 {
+                    return;
+                }
+            }
+            let answer = self.answer(std::str::from_utf8(&read).unwrap());
+            read.clear();
+            let Some((status, body)) = answer else {
+                return;
+            };
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+            );
+            connection.write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+
+    /// `None` closes the connection.
+    fn answer(&self, head: &str) -> Option<(u16, String)> {
+        let action = head
+            .lines()
+            .find_map(|line| line.strip_prefix("x-acs-action: "))
+            .unwrap();
+        let target = head.split(' ').nth(1).unwrap();
+        let params = Params::from_query(target.strip_prefix("/?").unwrap_or_default()).unwrap();
+        self.seen.lock().push(Seen {
+            at: Instant::now(),
+            action: action.to_owned(),
+            is_look: params.get("Page").is_some(),
+        });
+        let error = |status, code: &str| Some((status, format!(r#"{{"Code":"{code}"}}"#)));
+        let refusal = self.showing.lock().refusal;
+        match (action, refusal) {
+            ("CreateFlow", _) => match self.faults.lock().pop_front() {
+                None => {
+                    let id = self.create(&params, Duration::ZERO);
+                    let data = format!(r#"{{"FlowId":"{id}"}}"#);
+                    Some((
+                        200,
+                        format!(r#"{{"Code":"OK","RequestId":"R","Data":{data}}}"#),
+                    ))
+                }
+                Some(Fault::CloseBefore) => None,
+                Some(Fault::CloseAfter) => {
+                    self.create(&params, Duration::ZERO);
+                    None
+                }
+                Some(Fault::Late(late)) => {
+                    self.create(&params, late);
+                    None
+                }
+                Some(Fault::Unavailable) => error(503, "ServiceUnavailable"),
+                Some(Fault::Twice) => {
+                    self.create(&params, Duration::ZERO);
+                    error(400, "SignatureNonceUsed")
+                }
+            },
+            (_, Some((status, code))) => error(status, code),
+            ("ListFlow", _) => Some((200, self.list(&params))),
+            ("GetFlow", _) => Some((200, self.get(&params))),
+            _ => unreachable!("{action}"),
+        }
+    }
+
+    fn create(&self, params: &Params, late: Duration) -> String {
+        let name = params.get("FlowName").unwrap();
+        let space = params.get("CustSpaceId").unwrap_or_default();
+        let lag = self.showing.lock().lag;
+        self.add(name, space, Instant::now() + late + lag)
+    }
+
+    /// Adds a draft, and returns its id.
+    fn add(&self, name: &str, space: &str, shown_from: Instant) -> String {
+        let mut flows = self.flows.lock();
+        let id = (flows.len() + 1).to_string();
+        flows.push(Flow {
+            id: id.clone(),
+            name: name.to_owned(),
+            space: space.to_owned(),
+            categories: SIGN_UP,
+            status: "DRAFT",
+            shown_from,
+        });
+        id
+    }
+
+    fn list(&self, params: &Params) -> String {
+        let showing = *self.showing.lock();
+        let page: serde_json::Value =
+            serde_json::from_str(params.get("Page").unwrap_or(r#"{"Index":1,"Size":20}"#)).unwrap();
+        let number = |name: &str| usize::try_from(page[name].as_u64().unwrap()).unwrap();
+        let size = number("Size").min(showing.max_page);
+        let now = Instant::now();
+        let is_shown = |flow: &&Flow| {
+            let matches = |name: &str| {
+                let found = flow.name.to_lowercase();
+                flow.name == name || showing.is_fuzzy && found.contains(&name.to_lowercase())
+            };
+            flow.shown_from <= now
+                && params.get("CustSpaceId").unwrap_or_default() == flow.space
+                && params.get("FlowName").is_none_or(matches)
+        };
+        let flows = self.flows.lock();
+        let shown: Vec<_> = flows
+            .iter()
+            .filter(is_shown)
+            .skip((number("Index") - 1) * size)
+            .take(size)
+            .map(|flow| {
+                let Flow {
+                    id,
+                    name,
+                    categories,
+                    ..
+                } = flow;
+                format!(r#"{{"FlowId":"{id}","FlowName":"{name}","Categories":{categories}}}"#)
+            })
+            .collect();
+        format!(r#"{{"Code":"OK","Data":[{}]}}"#, shown.join(","))
+    }
+
+    fn get(&self, params: &Params) -> String {
+        let flows = self.flows.lock();
+        let id = params.get("FlowId").unwrap();
+        let Flow { status, .. } = flows.iter().find(|flow| flow.id == id).unwrap();
+        format!(r#"{{"Code":"OK","Data":{{"FlowId":"{id}","Status":"{status}"}}}}"#)
+    }
+
+    fn fault(&self, fault: Fault) {
+        self.faults.lock().push_back(fault);
+    }
+
+    fn flows(&self) -> usize {
+        self.flows.lock().len()
+    }
+
+    fn count(&self, action: &str) -> usize {
+        let seen = self.seen.lock();
+        seen.iter().filter(|seen| seen.action == action).count()
+    }
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    async fn new(settings: &[(&str, &str)]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let cams = Cams::new();
+        let served = cams.clone();
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                tokio::spawn(served.clone().serve(connection));
+            }
+        });
+        let state = AppState::new(config(&url, settings)).unwrap();
+        let services = state.calls().clone();
+        let looks = tokio::spawn(looks::run(Arc::downgrade(&services)));
+        Self {
+            services,
+            cams,
+            looks,
+        }
+    }
+
+    /// A Flowgate that has created a flow in the space before.
+    async fn with_flow_in(space: &str) -> Self {
+        let gateway = Self::new(&[]).await;
+        let params = [
+            ("Categories", SIGN_UP),
+            ("CustSpaceId", space),
+            ("FlowName", "Another"),
+        ];
+        let request = request("CreateFlow", Some("K-0"), "10s", &params);
+        gateway.call(request).await.is(200, Some("first"));
+        gateway
+    }
+
+    /// Begins a call.
+    async fn begin(
+        &self,
+        request: Box<Request<Full<Bytes>>>,
+    ) -> impl Future<Output = Reply> + Send + 'static {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let caller = TcpStream::connect(address).await.unwrap();
+        let socket = Socket::Tcp(listener.accept().await.unwrap().0);
+        let open = &self.services.metrics.connections.open;
+        let source = OpenConnection::new(ConnectionSource::Local, open);
+        let (socket_io, disconnect) = SocketIo::new(socket, source);
+        let services = self.services.clone();
+        async move {
+            let reply = call(services, request, disconnect).await.unwrap();
+            drop((caller, socket_io));
+            Reply::read(reply).await
+        }
+    }
+
+    async fn call(&self, request: Box<Request<Full<Bytes>>>) -> Reply {
+        self.begin(request).await.await
+    }
+
+    /// Repeats the call of K-1 once a minute until it is answered otherwise than as unknown. Returns
+    /// the answer and the minutes.
+    async fn repeat(&self, space: &str, limit: u64) -> (Reply, u64) {
+        for minute in 0..limit {
+            let reply = self.call(create("K-1", "1s", space)).await;
+            if reply.status != 409 {
+                return (reply, minute);
+            }
+            assert!(
+                reply
+                    .retry_after
+                    .is_none_or(|after| (1..=60).contains(&after))
+            );
+            tokio::time::sleep(minutes(1)).await;
+        }
+        (self.call(create("K-1", "1s", space)).await, limit)
+    }
+
+    fn unknown(&self) -> Vec<Arc<UnknownOutcome>> {
+        let unknown = self.services.records.unknown().into_iter();
+        unknown.map(|(_, outcome)| outcome).collect()
+    }
+
+    fn has_metric(&self, line: &str) {
+        let metrics = &self.services.metrics;
+        let text = metrics.render(&[], HeldBytes::default(), &[], &[]);
+        assert!(text.contains(&format!("{line}\n")), "{line}: {text}");
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    async fn read(reply: Response<Full<Bytes>>) -> Self {
+        let header = |name: &str| {
+            let value = reply.headers().get(name)?;
+            Some(value.to_str().unwrap().to_owned())
+        };
+        let status = reply.status().as_u16();
+        let key = header("x-flowgate-idempotency");
+        let retry_after = header("retry-after").map(|text| text.parse().unwrap());
+        let body = reply.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        Self {
+            status,
+            key,
+            retry_after,
+            code: text(&body["Code"]).unwrap_or_default(),
+            message: text(&body["Message"]).unwrap_or_default(),
+            flow_id: text(&body["Data"]["FlowId"]),
+        }
+    }
+
+    #[track_caller]
+    fn is(&self, status: u16, key: Option<&str>) {
+        assert_eq!(
+            (self.status, self.key.as_deref()),
+            (status, key),
+            "{self:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_found_within_the_hold() {
+    let gateway = Gateway::new(&[]).await;
+    gateway.cams.fault(Fault::CloseAfter);
+    let reply = gateway.call(create("K-1", "10s", "s-1")).await;
+    reply.is(200, Some("resolved"));
+    assert_eq!(reply.flow_id.as_deref(), Some("1"));
+    let again = gateway.call(create("K-1", "10s", "s-1")).await;
+    again.is(200, Some("replayed"));
+    assert_eq!(again.flow_id.as_deref(), Some("1"));
+    assert_eq!(
+        (gateway.cams.flows(), gateway.cams.count("CreateFlow")),
+        (1, 1)
+    );
+    gateway.has_metric(r#"flowgate_looks_total{account="acme",result="found"} 1"#);
+    gateway.has_metric(r#"flowgate_resolutions_total{account="acme",result="created"} 1"#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_a_key_learns_of_its_lost_flow_too() {
+    let gateway = Gateway::new(&[]).await;
+    gateway.cams.fault(Fault::CloseAfter);
+    let params = [("Categories", SIGN_UP), ("FlowName", "Welcome")];
+    let reply = gateway
+        .call(request("CreateFlow", None, "10s", &params))
+        .await;
+    reply.is(200, Some("resolved"));
+    assert_eq!(gateway.cams.flows(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_executed_is_sent_again_after_the_proof_of_absence() {
+    let gateway = Gateway::with_flow_in("s-1").await;
+    gateway.cams.fault(Fault::CloseBefore);
+    let (reply, minute) = gateway.repeat("s-1", 60).await;
+    reply.is(200, Some("first"));
+    assert!((31..=34).contains(&minute), "{minute}");
+    assert_eq!(
+        (gateway.cams.flows(), gateway.cams.count("CreateFlow")),
+        (2, 3)
+    );
+    gateway.has_metric(r#"flowgate_resolutions_total{account="acme",result="absent"} 1"#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_executed_or_shown_later_is_found_later() {
+    for lag in [0, 10] {
+        let gateway = Gateway::with_flow_in("s-1").await;
+        gateway.cams.showing.lock().lag = seconds(lag);
+        gateway.cams.fault(Fault::Late(seconds(60)));
+        let (reply, minute) = gateway.repeat("s-1", 60).await;
+        assert_eq!((reply.status, reply.flow_id.as_deref()), (200, Some("2")));
+        assert!((2..=3).contains(&minute), "{minute}");
+        assert_eq!(
+            (gateway.cams.flows(), gateway.cams.count("CreateFlow")),
+            (2, 2)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_arrived_twice_is_looked_for() {
+    let gateway = Gateway::new(&[]).await;
+    gateway.cams.fault(Fault::Twice);
+    let reply = gateway.call(create("K-1", "10s", "s-1")).await;
+    assert_eq!(
+        (reply.status, reply.flow_id),
+        (200, Some("1".to_owned())),
+        "{:?}",
+        reply.key
+    );
+    assert_eq!(
+        (gateway.cams.flows(), gateway.cams.count("CreateFlow")),
+        (1, 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_cams_is_repeated_only_after_the_proof_of_absence() {
+    let gateway = Gateway::with_flow_in("s-1").await;
+    gateway.cams.fault(Fault::Unavailable);
+    let first = gateway.call(create("K-1", "2s", "s-1")).await;
+    first.is(409, Some("unknown"));
+    let again = gateway.call(create("K-1", "2s", "s-1")).await;
+    again.is(409, Some("unknown"));
+    assert!(again.retry_after.is_some());
+    assert_eq!(gateway.cams.count("CreateFlow"), 2);
+    let (reply, minute) = gateway.repeat("s-1", 60).await;
+    reply.is(200, Some("first"));
+    assert!((31..=34).contains(&minute), "{minute}");
+    assert_eq!(gateway.cams.flows(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_are_not_unique_are_never_handed_out() {
+    let shown = Instant::now();
+    let two = Gateway::with_flow_in("s-1").await;
+    two.cams.add("Welcome", "s-1", shown);
+    two.cams.add("Welcome", "s-1", shown);
+    two.cams.fault(Fault::CloseAfter);
+    let older = Gateway::with_flow_in("s-1").await;
+    older.cams.add("Welcome", "s-1", shown);
+    older.cams.flows.lock()[1].status = "PUBLISHED";
+    older.cams.fault(Fault::CloseBefore);
+    for (gateway, why) in [(two, "several flows"), (older, "no draft")] {
+        let reply = gateway.call(create("K-1", "10s", "s-1")).await;
+        reply.is(409, Some("unknown"));
+        assert_eq!(reply.retry_after, None);
+        assert!(reply.message.contains(why), "{reply:?}");
+        gateway.has_metric(r#"flowgate_looks_total{account="acme",result="ambiguous"} 1"#);
+        tokio::time::sleep(minutes(90)).await;
+        gateway
+            .call(create("K-1", "10s", "s-1"))
+            .await
+            .is(409, Some("unknown"));
+        let unknown = gateway.unknown();
+        assert!(
+            matches!(unknown[0].search, Search::Ambiguous(_)),
+            "{unknown:?}"
+        );
+        assert_eq!(gateway.cams.count("CreateFlow"), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_flow_is_found_among_many_that_are_similar() {
+    let gateway = Gateway::new(&[]).await;
+    for number in 0..130 {
+        let name = format!("welcome {number}");
+        gateway.cams.add(&name, "s-1", Instant::now());
+    }
+    *gateway.cams.showing.lock() = Showing {
+        max_page: 20,
+        is_fuzzy: true,
+        lag: Duration::ZERO,
+        refusal: None,
+    };
+    gateway.cams.fault(Fault::CloseAfter);
+    let reply = gateway.call(create("K-1", "30s", "s-1")).await;
+    reply.is(200, Some("resolved"));
+    assert_eq!(reply.flow_id.as_deref(), Some("131"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_near_name_and_a_space_without_a_known_flow_prove_no_absence() {
+    let near = Gateway::with_flow_in("s-1").await;
+    near.cams.add("welcome ", "s-1", Instant::now());
+    let empty = Gateway::with_flow_in("s-2").await;
+    for gateway in [near, empty] {
+        gateway.cams.fault(Fault::CloseBefore);
+        let (reply, _) = gateway.repeat("s-1", 120).await;
+        reply.is(409, Some("unknown"));
+        assert_eq!(gateway.cams.count("CreateFlow"), 2);
+        let (name, _) = gateway.services.records.unknown()[0];
+        unknown::resolve(&gateway.services, name, Resolution::SettledNotCreated).unwrap();
+        let reply = gateway.call(create("K-1", "1s", "s-1")).await;
+        reply.is(200, Some("first"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_that_is_created_in_the_space_later_makes_absence_provable() {
+    let gateway = Gateway::with_flow_in("s-2").await;
+    gateway.cams.fault(Fault::CloseBefore);
+    let (reply, _) = gateway.repeat("s-1", 40).await;
+    reply.is(409, Some("unknown"));
+    let params = [
+        ("Categories", SIGN_UP),
+        ("CustSpaceId", "s-1"),
+        ("FlowName", "Another"),
+    ];
+    let other = request("CreateFlow", Some("K-2"), "10s", &params);
+    gateway.call(other).await.is(200, Some("first"));
+    let (reply, minute) = gateway.repeat("s-1", 90).await;
+    reply.is(200, Some("first"));
+    assert!(minute <= 60, "{minute}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_account_that_may_not_look_waits_an_hour() {
+    let gateway = Gateway::with_flow_in("s-1").await;
+    gateway.cams.showing.lock().refusal = Some((403, "NoPermission"));
+    gateway.cams.fault(Fault::CloseAfter);
+    gateway
+        .call(create("K-1", "10s", "s-1"))
+        .await
+        .is(409, Some("unknown"));
+    tokio::time::sleep(minutes(55)).await;
+    assert_eq!(gateway.cams.count("ListFlow"), 1);
+    let forbidden = gateway.services.looks.forbidden();
+    assert_eq!(&*forbidden[0].1.code, "NoPermission");
+    gateway.cams.showing.lock().refusal = None;
+    tokio::time::sleep(minutes(6)).await;
+    let reply = gateway.call(create("K-1", "10s", "s-1")).await;
+    assert_eq!((reply.status, reply.flow_id.as_deref()), (200, Some("2")));
+    assert!(gateway.services.looks.forbidden().is_empty());
+    gateway.has_metric(r#"flowgate_looks_total{account="acme",result="refused"} 1"#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_pages_that_cams_refuses_are_replaced_by_small_ones() {
+    let gateway = Gateway::new(&[]).await;
+    gateway.cams.fault(Fault::CloseAfter);
+    gateway.cams.showing.lock().refusal = Some((400, "InvalidParameter.Page"));
+    let reply = gateway.begin(create("K-1", "30s", "s-1")).await;
+    let reply = tokio::spawn(reply);
+    while gateway.cams.count("ListFlow") < 2 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    gateway.cams.showing.lock().refusal = None;
+    reply.await.unwrap().is(200, Some("resolved"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn looks_leave_four_fifths_of_listflow_to_a_client_that_saturates_it() {
+    let gateway = Gateway::with_flow_in("s-1").await;
+    for number in 0..400 {
+        gateway
+            .cams
+            .add(&format!("Flow {number}"), "s-1", Instant::now());
+    }
+    gateway.cams.showing.lock().max_page = 10;
+    gateway.cams.showing.lock().is_fuzzy = true;
+    gateway.cams.fault(Fault::CloseAfter);
+    let params = [
+        ("Categories", SIGN_UP),
+        ("CustSpaceId", "s-1"),
+        ("FlowName", "flow"),
+    ];
+    let lost = request("CreateFlow", Some("K-1"), "60s", &params);
+    let lost = tokio::spawn(gateway.begin(lost).await);
+    let mut load = JoinSet::new();
+    let began = Instant::now();
+    for _ in 0..150 {
+        let params = [("CustSpaceId", "s-1")];
+        load.spawn(
+            gateway
+                .begin(request("ListFlow", None, "60s", &params))
+                .await,
+        );
+    }
+    while let Some(reply) = load.join_next().await {
+        assert_eq!(reply.unwrap().status, 200);
+    }
+    let took = began.elapsed();
+    lost.abort();
+    let seen = gateway.cams.seen.lock();
+    let lists: Vec<_> = seen
+        .iter()
+        .filter(|seen| seen.action == "ListFlow")
+        .collect();
+    let during = lists.iter().filter(|seen| seen.at <= began + took);
+    let looks = during.filter(|seen| seen.is_look).count();
+    assert!(looks >= 20, "{looks} looks in {took:?}");
+    assert!(looks * 4 <= 150, "{looks} looks in {took:?}");
+    for six in lists.windows(6) {
+        assert!(
+            six[5].at - six[0].at >= seconds(1),
+            "more than five in a second"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn looks_end_with_a_drain_and_hold_nothing() {
+    let gateway = Gateway::new(&[]).await;
+    gateway.cams.fault(Fault::CloseBefore);
+    gateway
+        .call(create("K-1", "5s", "s-1"))
+        .await
+        .is(409, Some("unknown"));
+    let looks = gateway.cams.count("ListFlow");
+    gateway.services.phases.enter(Phase::Draining);
+    gateway.looks.await.unwrap();
+    tokio::time::sleep(minutes(60)).await;
+    assert_eq!(gateway.cams.count("ListFlow"), looks);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_that_an_operator_names_is_replayed() {
+    let gateway = Gateway::with_flow_in("s-1").await;
+    gateway.cams.fault(Fault::CloseBefore);
+    gateway
+        .call(create("K-1", "5s", "s-1"))
+        .await
+        .is(409, Some("unknown"));
+    let (name, _) = gateway.services.records.unknown()[0];
+    let created = Created {
+        flow_id: "77".into(),
+        request_id: None,
+    };
+    unknown::resolve(&gateway.services, name, Resolution::SettledCreated(created)).unwrap();
+    let reply = gateway.call(create("K-1", "5s", "s-1")).await;
+    reply.is(200, Some("replayed"));
+    assert_eq!(reply.flow_id.as_deref(), Some("77"));
+    let looks = gateway.cams.count("ListFlow");
+    tokio::time::sleep(minutes(60)).await;
+    assert_eq!(gateway.cams.count("ListFlow"), looks);
+}
