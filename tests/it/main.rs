@@ -37,6 +37,7 @@ mod idempotency_restart;
 mod identification;
 mod journal;
 mod journey;
+mod looks;
 mod observe;
 mod process_resources;
 mod prometheus;

@@ -1,0 +1,208 @@
+//! Looks: a CreateFlow whose answer is lost is found by its name, for accounts whose flow names are
+//! unique. Absence, which takes half an hour, is tested in simulated time.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use cams_sim::{FlowSettings, NewFlow, Settings, Sim, Status};
+
+use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
+use crate::harness::{GAP, Harness};
+use crate::process::Process;
+
+const CATEGORIES: &str = "[\"SIGN_UP\"]";
+
+/// A Flowgate whose account has unique flow names, and journals to `journal`.
+async fn flowgate(flows: FlowSettings, faults: &[&str], journal: Option<&Path>) -> Harness {
+    let settings = Settings {
+        faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(),
+        flows,
+        ..Settings::default()
+    };
+    let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
+    let journal = journal.map(|path| format!("[journal]\npath = \"{}\"\n", path.display()));
+    let toml = format!(
+        "[[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n\
+         flow_names = \"unique\"\n{GAP}[upstream]\nurl = \"{}\"\n{}",
+        sim.url(),
+        journal.unwrap_or_default()
+    );
+    Harness::configured(sim, &toml).await
+}
+
+/// A CreateFlow of the flow `Welcome` with a key.
+fn welcome(host: &str) -> Call {
+    let query = [("Categories", CATEGORIES), ("FlowName", "Welcome")];
+    let with_key = |call: &mut Call| {
+        call.push("idempotency-key", "order-1");
+        call.push("x-flowgate-hold", "30s");
+    };
+    Call::v3_with(host, &query, with_key, (KEY, SECRET))
+}
+
+async fn send(harness: &Harness) -> Reply {
+    welcome(&harness.host()).send(harness.proxy).await
+}
+
+#[track_caller]
+fn is(reply: &Reply, status: u16, state: &str) {
+    let seen = reply.header("x-flowgate-idempotency").unwrap_or_default();
+    assert_eq!((reply.status, seen), (status, state), "{reply:?}");
+}
+
+fn flow_id(reply: &Reply) -> String {
+    reply.json()["Data"]["FlowId"].as_str().unwrap().to_owned()
+}
+
+fn draft(name: &str) -> NewFlow {
+    NewFlow {
+        account: "acme".into(),
+        space: None,
+        name: name.into(),
+        categories: vec!["SIGN_UP".into()],
+        status: Status::default(),
+    }
+}
+
+/// The number of requests of each action that have arrived.
+fn arrivals(harness: &Harness) -> BTreeMap<String, usize> {
+    let mut actions = BTreeMap::new();
+    for arrival in harness.sim.arrivals() {
+        *actions.entry(arrival.action).or_default() += 1;
+    }
+    actions
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_found_within_the_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("journal");
+    let faults = ["next=1,action=CreateFlow,close-after"];
+    let harness = flowgate(FlowSettings::default(), &faults, Some(&journal)).await;
+    let reply = send(&harness).await;
+    is(&reply, 200, "resolved");
+    assert_eq!(flow_id(&reply), harness.sim.flows()[0].id);
+    is(&send(&harness).await, 200, "replayed");
+    assert_eq!(harness.sim.flows().len(), 1);
+    assert_eq!(arrivals(&harness)["CreateFlow"], 1);
+    let metrics = harness.metrics().await;
+    let found = "flowgate_looks_total{account=\"acme\",result=\"found\"}";
+    assert!(metrics.get(found) >= 1.0);
+    let text = std::fs::read_to_string(&journal).unwrap();
+    let resolved = |line: &&str| line.contains("\"event\":\"resolved\"");
+    let line = text.lines().find(resolved).unwrap();
+    assert!(line.contains("\"result\":\"created\""), "{line}");
+    assert!(
+        !text.contains("ListFlow"),
+        "looks are not journalled: {text}"
+    );
+}
+
+#[tokio::test]
+async fn a_flow_is_found_whatever_has_hidden_it_at_first() {
+    for fault in [
+        "next=1,action=CreateFlow,copied",
+        "next=1,action=CreateFlow,late=2s",
+        "next=1,action=CreateFlow,failed",
+    ] {
+        let harness = flowgate(FlowSettings::default(), &[fault], None).await;
+        let reply = send(&harness).await;
+        // CAMS's own failure is answered as soon as it is known.
+        let reply = if reply.status == 409 {
+            send(&harness).await
+        } else {
+            reply
+        };
+        assert_eq!(reply.status, 200, "{fault}: {reply:?}");
+        assert_eq!(flow_id(&reply), harness.sim.flows()[0].id);
+        assert_eq!(harness.sim.flows().len(), 1, "{fault}");
+        assert_eq!(arrivals(&harness)["CreateFlow"], 1, "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn the_flow_is_found_in_capped_pages_of_similar_names() {
+    for page_cap_refuses in [false, true] {
+        let flows = FlowSettings {
+            page_cap: Some(20),
+            page_cap_refuses,
+            fuzzy: true,
+            list_lag: Duration::from_secs(1),
+            ..FlowSettings::default()
+        };
+        let faults = ["next=1,action=CreateFlow,close-after"];
+        let harness = flowgate(flows, &faults, None).await;
+        for number in 0..45 {
+            harness.sim.create_flow(draft(&format!("welcome {number}")));
+        }
+        let reply = send(&harness).await;
+        is(&reply, 200, "resolved");
+        assert_eq!(flow_id(&reply), harness.sim.flows()[45].id);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_certainly_the_flow_is_never_handed_out() {
+    let published = FlowSettings {
+        draft: false,
+        ..FlowSettings::default()
+    };
+    for (flows, others) in [(FlowSettings::default(), 1), (published, 0)] {
+        let faults = ["next=1,action=CreateFlow,close-after"];
+        let harness = flowgate(flows, &faults, None).await;
+        for _ in 0..others {
+            harness.sim.create_flow(draft("Welcome"));
+        }
+        for _ in 0..2 {
+            let reply = send(&harness).await;
+            is(&reply, 409, "unknown");
+            assert_eq!(reply.header("retry-after"), None, "{reply:?}");
+        }
+        let metrics = harness.metrics().await;
+        let ambiguous = "flowgate_resolutions_total{account=\"acme\",result=\"ambiguous\"}";
+        assert_eq!(metrics.get(ambiguous).to_bits(), 1.0_f64.to_bits());
+        assert_eq!(arrivals(&harness)["CreateFlow"], 1);
+    }
+}
+
+#[tokio::test]
+async fn a_call_of_a_killed_process_is_looked_for_by_the_next_one() {
+    let settings = Settings {
+        faults: vec!["next=1,action=CreateFlow,slow=60s".parse().unwrap()],
+        ..Settings::default()
+    };
+    let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let toml = format!(
+        "[[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n\
+         flow_names = \"unique\"\n[journal]\npath = \"{}\"\n",
+        path.display()
+    );
+    let start = || async {
+        let folder = tempfile::tempdir().unwrap();
+        Process::configured(&sim, &toml, folder, &[]).await
+    };
+    let process = start().await;
+    let proxy = process.proxy;
+    let call = welcome(&proxy.to_string());
+    let lost = tokio::spawn(async move { try_exchange(proxy, &call.bytes()).await });
+    while sim.report().arrived < 1 {
+        tokio::task::yield_now().await;
+    }
+    process.kill().await;
+    assert!(lost.await.unwrap().is_none());
+    let process = start().await;
+    let reply = welcome(&process.proxy.to_string())
+        .send(process.proxy)
+        .await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(flow_id(&reply), sim.flows()[0].id);
+    assert_eq!(sim.flows().len(), 1);
+    process.kill().await;
+}
