@@ -400,10 +400,11 @@ impl OrderCall {
                 categories: categories(caller),
             },
         };
+        let is_unique = call.flow_names() == FlowNames::Unique;
         Self {
             name,
+            is_sought: is_unique && order.flow.can_be_sought(),
             order: Arc::new(order),
-            is_sought: call.flow_names() == FlowNames::Unique,
         }
     }
 

@@ -38,6 +38,9 @@ pub(crate) struct FlowDescription {
     pub(crate) categories: Vec<String>,
 }
 
+/// Maximum length in bytes of a flow's name that is looked for: the journal keeps no longer one.
+const MAX_SOUGHT_NAME: usize = 1024;
+
 /// How far the call of a record is.
 #[derive(Clone)]
 pub(crate) enum Progress {
@@ -149,6 +152,17 @@ pub(super) struct Running {
 pub(crate) struct Waiter {
     running: Arc<Running>,
     progress: watch::Receiver<Progress>,
+}
+
+// === impl FlowDescription ===
+
+impl FlowDescription {
+    /// Whether a look can recognise the flow. The parameters of a JSON body are not read, so such a
+    /// call has no categories here.
+    pub(crate) fn can_be_sought(&self) -> bool {
+        let has_name = (1..=MAX_SOUGHT_NAME).contains(&self.name.len());
+        has_name && !self.categories.is_empty()
+    }
 }
 
 // === impl Progress ===

@@ -2,8 +2,8 @@
 //! leave, and ends as done, unknown or released. No key is evicted to make room: a key that does
 //! not fit is refused.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -45,6 +45,8 @@ struct Table {
     records: HashMap<RecordName, Record>,
     /// The number of records of each client.
     clients: HashMap<ClientId, usize>,
+    /// The names of the records with an unknown outcome.
+    unknown: BTreeSet<RecordName>,
     made_here: flows::MadeHere,
 }
 
@@ -143,6 +145,7 @@ impl Records {
                 bounds,
                 records: HashMap::new(),
                 clients: HashMap::new(),
+                unknown: BTreeSet::new(),
                 made_here: flows::MadeHere::default(),
             }),
             unknown_changes: watch::Sender::new(0),
@@ -194,9 +197,9 @@ impl Records {
     pub(crate) fn unknown(&self) -> Vec<(RecordName, Arc<UnknownOutcome>)> {
         let table = self.table.lock();
         let mut unknown: Vec<_> = table
-            .records
+            .unknown
             .iter()
-            .filter_map(|(name, record)| match &record.state {
+            .filter_map(|name| match &table.records.get(name)?.state {
                 State::Unknown(_, outcome) => Some((*name, outcome.clone())),
                 _ => None,
             })
@@ -302,6 +305,11 @@ impl Table {
     }
 
     fn insert(&mut self, name: RecordName, client: ClientId, state: State) {
+        if matches!(state, State::Unknown(..)) {
+            self.unknown.insert(name);
+        } else {
+            self.unknown.remove(&name);
+        }
         if let Some(old) = self.records.insert(
             name,
             Record {
@@ -316,6 +324,7 @@ impl Table {
 
     fn remove(&mut self, name: &RecordName) -> Option<Record> {
         let record = self.records.remove(name)?;
+        self.unknown.remove(name);
         self.uncount(&record.client);
         Some(record)
     }

@@ -13,7 +13,8 @@ use crate::call::services::CallServices;
 use crate::call::unknown;
 use crate::idempotency::fingerprint::RecordName;
 use crate::idempotency::looks::{
-    Evidence, FlowStatus, Look, LookKind, Schedule, Verdict, Wanted, Watch, candidate_id, decide,
+    Evidence, FlowStatus, Look, LookKind, Others, Schedule, Verdict, Wanted, Watch, candidate_id,
+    decide,
 };
 use crate::idempotency::record::{Created, FlowDescription, Resolution, UnknownOutcome};
 use crate::primitives::id::AccountId;
@@ -235,7 +236,12 @@ impl AccountLooks {
             wanted,
             listing,
             status,
-            others: services.records.others(sought.name, order, candidate),
+            // A walk through all records, which a list without the flow does not need.
+            others: if candidate.is_some() || listing.is_unfiltered {
+                services.records.others(sought.name, order, candidate)
+            } else {
+                Others::default()
+            },
             made_here: &made_here,
             late_answer: None,
             began,

@@ -169,8 +169,13 @@ impl LookError {
 impl From<Refusal> for LookError {
     fn from(refusal: Refusal) -> Self {
         match refusal.kind {
-            Kind::AccountCredentials | Kind::NoSession => Self::Failed(refusal.message),
-            _ => Self::Throttled,
+            Kind::WaitTooLong
+            | Kind::HoldExpired
+            | Kind::QueueFull
+            | Kind::Flushed
+            | Kind::Draining
+            | Kind::StoreUnavailable => Self::Throttled,
+            _ => Self::Failed(refusal.message.into()),
         }
     }
 }

@@ -147,7 +147,7 @@ fn restore_one(
         } => {
             let search = match found {
                 Some(found) => Search::Ambiguous(found),
-                None if is_sought(&order) => Search::Active,
+                None if order.flow.can_be_sought() && is_sought(&order) => Search::Active,
                 None => Search::None,
             };
             let outcome = UnknownOutcome {
