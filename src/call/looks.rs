@@ -9,17 +9,18 @@
 mod account;
 mod ask;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::account::AccountLooks;
 use super::services::CallServices;
-use crate::config::{Config, FlowNames, Mode};
+use crate::config::{FlowNames, Mode};
 use crate::idempotency::fingerprint::RecordName;
 use crate::idempotency::record::{Search, UnknownOutcome};
 use crate::primitives::id::AccountId;
@@ -66,48 +67,41 @@ pub(crate) async fn run(services: Weak<CallServices>) {
     }
 }
 
-/// Keeps one task for each account that has ever had an unknown outcome to look for.
+/// Keeps one task for each account that has ever had an unknown outcome.
 async fn serve(services: Weak<CallServices>) {
-    let Some(mut changes) = services.upgrade().map(|all| all.records.unknown_changes()) else {
+    let Some(records) = services.upgrade().map(|all| all.records.clone()) else {
         return;
     };
-    let mut served = HashSet::new();
+    let mut served: HashMap<AccountId, Arc<Notify>> = HashMap::new();
     // Dropped with this future, which ends the tasks.
     let mut tasks = JoinSet::new();
     loop {
-        changes.mark_unchanged();
-        let Some(alive) = services.upgrade() else {
-            return;
-        };
-        for Sought { outcome, .. } in sought(&alive) {
-            let account = &outcome.order.account;
-            if served.insert(account.clone()) {
-                tasks.spawn(AccountLooks::new(&services, account.clone()).run());
-            }
-        }
-        drop(alive);
-        if changes.changed().await.is_err() {
-            return;
+        for account in records.unknown_changes().await {
+            let changed = served.entry(account.clone()).or_insert_with(|| {
+                let changed = Arc::new(Notify::new());
+                let looks = AccountLooks::new(&services, account, changed.clone());
+                tasks.spawn(looks.run());
+                changed
+            });
+            changed.notify_one();
         }
     }
 }
 
-/// The unknown outcomes whose flows are looked for, the oldest first.
-fn sought(services: &CallServices) -> Vec<Sought> {
-    let unknown = services.records.unknown().into_iter();
+/// The unknown outcomes of an account whose flows are looked for, the oldest first.
+fn sought(services: &CallServices, account: &AccountId) -> Vec<Sought> {
+    let unknown = services.records.unknown_of(account).into_iter();
     unknown
         .filter(|(_, outcome)| outcome.search == Search::Active)
         .map(|(name, outcome)| Sought { name, outcome })
         .collect()
 }
 
-/// Whether the flows of an account are looked for in this configuration.
-fn may_look(config: &Config, account: &AccountId) -> bool {
-    let mut accounts = config.accounts.iter();
-    let is_unique = accounts
-        .find(|known| known.id == *account)
-        .is_some_and(|known| known.flow_names == FlowNames::Unique);
-    is_unique && config.mode == Mode::Enforce
+/// Whether the flows of an account are looked for in the current configuration.
+fn may_look(services: &CallServices, account: &AccountId) -> bool {
+    let config_snapshot = services.current_config.load();
+    let names = config_snapshot.directory.flow_names(account);
+    names == FlowNames::Unique && config_snapshot.config.mode == Mode::Enforce
 }
 
 // === impl Looks ===

@@ -2,13 +2,13 @@
 //! leave, and ends as done, unknown or released. No key is evicted to make room: a key that does
 //! not fit is refused.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, RecordName};
@@ -21,14 +21,16 @@ use crate::primitives::id::ClientId;
 
 mod flows;
 mod restore;
+mod unknown;
 
 pub(crate) use restore::Restored;
+use unknown::UnknownIndex;
 
 /// The records of this process.
 pub(crate) struct Records {
     table: Mutex<Table>,
-    /// The number of changes of unknown outcomes.
-    unknown_changes: watch::Sender<u64>,
+    /// Notified after a change of an unknown outcome.
+    unknown_changed: Notify,
 }
 
 /// How many records are kept, and for how long.
@@ -45,8 +47,7 @@ struct Table {
     records: HashMap<RecordName, Record>,
     /// The number of records of each client.
     clients: HashMap<ClientId, usize>,
-    /// The names of the records with an unknown outcome.
-    unknown: BTreeSet<RecordName>,
+    unknown: UnknownIndex,
     made_here: flows::MadeHere,
 }
 
@@ -145,10 +146,10 @@ impl Records {
                 bounds,
                 records: HashMap::new(),
                 clients: HashMap::new(),
-                unknown: BTreeSet::new(),
+                unknown: UnknownIndex::default(),
                 made_here: flows::MadeHere::default(),
             }),
-            unknown_changes: watch::Sender::new(0),
+            unknown_changed: Notify::new(),
         })
     }
 
@@ -189,23 +190,8 @@ impl Records {
         is_sought: impl Fn(&Order) -> bool,
     ) -> Restored {
         let restored = restore::restore(&mut self.table.lock(), attempts, now, clock, is_sought);
-        self.unknown_changed();
+        self.unknown_changed.notify_one();
         restored
-    }
-
-    /// The unknown outcomes, the oldest first.
-    pub(crate) fn unknown(&self) -> Vec<(RecordName, Arc<UnknownOutcome>)> {
-        let table = self.table.lock();
-        let mut unknown: Vec<_> = table
-            .unknown
-            .iter()
-            .filter_map(|name| match &table.records.get(name)?.state {
-                State::Unknown(_, outcome) => Some((*name, outcome.clone())),
-                _ => None,
-            })
-            .collect();
-        unknown.sort_by_key(|(name, outcome)| (outcome.ended, *name));
-        unknown
     }
 
     /// Ends an unknown outcome, and answers the callers that wait for it. Returns the outcome that
@@ -237,7 +223,7 @@ impl Records {
         };
         table.end(name, &running, &end, now);
         drop(table);
-        self.unknown_changed();
+        self.unknown_changed.notify_one();
         running.set(Progress::after(Ending {
             end,
             answer: None,
@@ -266,7 +252,7 @@ impl Records {
         }
         drop(table);
         if !forgotten.unknown.is_empty() {
-            self.unknown_changed();
+            self.unknown_changed.notify_one();
         }
         forgotten
     }
@@ -305,37 +291,26 @@ impl Table {
     }
 
     fn insert(&mut self, name: RecordName, client: ClientId, state: State) {
-        if matches!(state, State::Unknown(..)) {
-            self.unknown.insert(name);
-        } else {
-            self.unknown.remove(&name);
+        self.remove(&name);
+        if let State::Unknown(running, _) = &state {
+            self.unknown.add(&running.order.account, name);
         }
-        if let Some(old) = self.records.insert(
-            name,
-            Record {
-                client: client.clone(),
-                state,
-            },
-        ) {
-            self.uncount(&old.client);
-        }
-        *self.clients.entry(client).or_default() += 1;
+        *self.clients.entry(client.clone()).or_default() += 1;
+        self.records.insert(name, Record { client, state });
     }
 
     fn remove(&mut self, name: &RecordName) -> Option<Record> {
         let record = self.records.remove(name)?;
-        self.unknown.remove(name);
-        self.uncount(&record.client);
-        Some(record)
-    }
-
-    fn uncount(&mut self, client: &ClientId) {
-        if let MapEntry::Occupied(mut count) = self.clients.entry(client.clone()) {
+        if let State::Unknown(running, _) = &record.state {
+            self.unknown.remove(&running.order.account, *name);
+        }
+        if let MapEntry::Occupied(mut count) = self.clients.entry(record.client.clone()) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
             }
         }
+        Some(record)
     }
 
     /// Sets the state of a record after the end of its call.
@@ -542,7 +517,7 @@ impl Owned {
         table.end(self.name, &self.running, &end, Instant::now());
         drop(table);
         if matches!(end, End::Unknown(_)) {
-            self.records.unknown_changed();
+            self.records.unknown_changed.notify_one();
         }
         self.running.set(Progress::after(Ending {
             end,

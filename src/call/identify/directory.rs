@@ -13,7 +13,9 @@ use super::key_prefixes::KeyPrefixes;
 use super::relayed_request::RelayedRequest;
 use crate::acs::limits;
 use crate::config::names::{Authority, Names, authority, host_name};
-use crate::config::{self, AccountCredentials, Config, Credentials, UnknownKeys, UpstreamIndex};
+use crate::config::{
+    self, AccountCredentials, Config, Credentials, FlowNames, UnknownKeys, UpstreamIndex,
+};
 use crate::credentials::keeper::Keeper;
 use crate::credentials::keepers::Keepers;
 use crate::error::{Kind, Refusal};
@@ -209,6 +211,12 @@ impl Directory {
             SigningCredentials::Loaded(_) => None,
             SigningCredentials::Kept(keeper) => Some(keeper),
         }
+    }
+
+    /// What is known of the names of an account's flows.
+    pub(crate) fn flow_names(&self, account: &AccountId) -> FlowNames {
+        let account = self.accounts.get(account);
+        account.map_or(FlowNames::Any, |account| account.flow_names)
     }
 
     /// Checks a relayed call again that was identified with an earlier directory. `was` is its

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::ask::{self, LookError};
@@ -36,6 +37,8 @@ const MAX_BY_NAME: usize = 20;
 pub(super) struct AccountLooks {
     services: Weak<CallServices>,
     account: AccountId,
+    /// Notified after a change of one of its unknown outcomes.
+    changed: Arc<Notify>,
     watches: HashMap<RecordName, Watch>,
     /// Flows per page; CAMS may have refused large ones.
     page_size: u32,
@@ -54,11 +57,16 @@ struct Batch {
 // === impl AccountLooks ===
 
 impl AccountLooks {
-    pub(super) fn new(services: &Weak<CallServices>, account: AccountId) -> Self {
+    pub(super) fn new(
+        services: &Weak<CallServices>,
+        account: AccountId,
+        changed: Arc<Notify>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             services: services.clone(),
             account,
+            changed,
             watches: HashMap::new(),
             page_size: LARGE_PAGE,
             next_page: now,
@@ -67,11 +75,8 @@ impl AccountLooks {
     }
 
     pub(super) async fn run(mut self) {
-        let Some(mut changes) = self.changes() else {
-            return;
-        };
+        let changed = self.changed.clone();
         loop {
-            changes.mark_unchanged();
             let Some(services) = self.services.upgrade() else {
                 return;
             };
@@ -92,22 +97,14 @@ impl AccountLooks {
             };
             tokio::select! {
                 () = wait => {}
-                changed = changes.changed() => if changed.is_err() {
-                    return;
-                }
+                () = changed.notified() => {}
             }
         }
     }
 
-    fn changes(&self) -> Option<tokio::sync::watch::Receiver<u64>> {
-        let services = self.services.upgrade()?;
-        Some(services.records.unknown_changes())
-    }
-
     /// The account's unknown outcomes. Forgets the looks for those that have ended.
     fn refresh(&mut self, services: &CallServices) -> Vec<Sought> {
-        let mut own = sought(services);
-        own.retain(|sought| sought.outcome.order.account == self.account);
+        let own = sought(services, &self.account);
         let mut watches = HashMap::new();
         let mut next = services.looks.next.lock();
         for name in self.watches.keys() {
@@ -169,7 +166,7 @@ impl AccountLooks {
 
     async fn look(&mut self, services: &Arc<CallServices>, batch: Batch) {
         // With replicas, the one that leases the record looks.
-        if !may_look(&services.current_config.load().config, &self.account) {
+        if !may_look(services, &self.account) {
             self.pause_until = Instant::now() + UNCONFIGURED_FOR;
             return;
         }

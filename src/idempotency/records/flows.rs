@@ -3,8 +3,6 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use tokio::sync::watch;
-
 use super::{Record, Records, State};
 use crate::idempotency::fingerprint::RecordName;
 use crate::idempotency::looks::Others;
@@ -70,15 +68,6 @@ impl Records {
             }
         }
         found
-    }
-
-    /// Changes whenever an outcome becomes unknown, or is no longer.
-    pub(crate) fn unknown_changes(&self) -> watch::Receiver<u64> {
-        self.unknown_changes.subscribe()
-    }
-
-    pub(super) fn unknown_changed(&self) {
-        self.unknown_changes.send_modify(|count| *count += 1);
     }
 }
 
