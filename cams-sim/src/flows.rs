@@ -102,6 +102,11 @@ impl Flows {
         }
     }
 
+    /// Forgets all flows. Their ids are not used again, as in CAMS.
+    pub(crate) fn forget(&mut self) {
+        self.flows.clear();
+    }
+
     /// Performs a call. Returns the response's members except RequestId.
     pub(crate) fn run(&mut self, caller: Caller<'_>, call: &Call) -> Result<Value, Refusal> {
         if call.version != "2020-06-06" {

@@ -261,7 +261,7 @@ impl Sim {
         let state = &mut *self.inner.state.lock();
         state.arrivals.clear();
         state.credential_requests.clear();
-        state.flows = Flows::new(self.inner.settings.flows.clone());
+        state.flows.forget();
         self.inner.connections.store(0, Ordering::Relaxed);
         self.inner.not_http.store(0, Ordering::Relaxed);
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::call_results::{self, CallResults, End};
 use crate::harness::{GAP, Metrics};
+use crate::ledger::{LOST, Ledger, Mix, Names, Order, Orders, Told, UNPROCESSED};
 use crate::process::Process;
 use crate::relay::{Condition, Relay};
 
@@ -23,6 +24,19 @@ struct Stage {
 
 /// The eighth call of each account is processed, and its response is cut.
 const CUT: &str = "named=/7,cut";
+
+/// Calls with and without keys. The storms are short, so more of them than a soak's are repeated
+/// and lost.
+const MIX: Mix = Mix {
+    keyed: 30.0,
+    repeats: 10.0,
+    lost: 4.0,
+    unprocessed: 2.0,
+};
+/// Percentage of callers that disconnect.
+const DISCONNECTS: u32 = 5;
+/// Whether Flowgate looks for the flow of an unknown outcome.
+const NAMES: Names = Names::Any;
 
 fn key(account: usize) -> String {
     format!("LTAI-{account}")
@@ -54,7 +68,8 @@ impl Stage {
         let account = |account| {
             let key = key(account);
             format!(
-                "[[accounts]]\nid = \"acme-{account}\"\naccess_key_id = \"{key}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n"
+                "[[accounts]]\nid = \"acme-{account}\"\naccess_key_id = \"{key}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n{}",
+                NAMES.toml()
             )
         };
         let accounts: String = (0..self.accounts).map(account).collect();
@@ -91,6 +106,51 @@ impl Stage {
             }
         }
         storm
+    }
+
+    /// The orders of each account, with and without keys.
+    fn orders(&self) -> Vec<Orders> {
+        let orders = |account: usize| {
+            let prefix = format!("flow-{account}");
+            Orders::new(&key(account), &prefix, MIX)
+        };
+        (0..self.accounts).map(orders).collect()
+    }
+
+    /// Starts calls of these orders, spread over a time. Some callers disconnect.
+    fn keyed_storm(
+        &self,
+        orders: &mut [Orders],
+        proxy: SocketAddr,
+        calls: usize,
+        over: Duration,
+    ) -> JoinSet<(Order, Told)> {
+        let mut storm = JoinSet::new();
+        for orders in orders {
+            for index in 0..calls {
+                let order = orders.next();
+                let after = over.mul_f64(index as f64 / calls as f64);
+                let patience = if fastrand::u32(..100) < DISCONNECTS {
+                    over.mul_f64(fastrand::f64())
+                } else {
+                    Duration::from_secs(60)
+                };
+                storm.spawn(async move {
+                    sleep(after).await;
+                    let told = timeout(patience, order.send(proxy)).await;
+                    (order, told.unwrap_or(Told::Gone))
+                });
+            }
+        }
+        storm
+    }
+
+    /// Repeats every key, and compares what was told with the flows of the endpoint.
+    async fn balance(&self, ledger: &mut Ledger, proxy: SocketAddr) {
+        ledger.settle(proxy, &self.sim, NAMES).await;
+        ledger.check(&self.sim, NAMES);
+        let worst = self.relay.worst_second();
+        assert!(worst <= 5, "{worst} in a second");
     }
 
     /// Like [`check`](Self::check), for a hundred calls of four accounts, each with one cut
@@ -223,6 +283,63 @@ async fn a_killed_process_is_replaced_by_another() {
         (closed, 240 - closed),
         "the second serves all"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_lost_answers_each_key_has_one_flow_and_its_repeats_get_it() {
+    let faults = [
+        "percent=1,unavailable",
+        "percent=1,throttle",
+        "percent=1,throttle,acs-retry-after=300",
+        "percent=1,garbage",
+        "percent=1,slow=3s",
+    ];
+    let faults = [LOST.as_slice(), &[UNPROCESSED], &faults].concat();
+    let stage = Stage::new(20, &faults).await;
+    let flowgate = stage.start("answer_timeout = \"1s\"", "").await;
+    let mut orders = stage.orders();
+    let storm = stage.keyed_storm(&mut orders, flowgate.proxy, 30, seconds(3.0));
+    sleep(seconds(1.5)).await;
+    stage.relay.is(Condition::Killed);
+    sleep(seconds(0.5)).await;
+    stage.relay.is(Condition::Open);
+    let mut ledger = Ledger::default();
+    ledger.note(storm.join_all().await);
+    assert_eq!(
+        ledger.count(|told| *told == Told::Closed),
+        0,
+        "Flowgate answers as long as it lives"
+    );
+    stage.balance(&mut ledger, flowgate.proxy).await;
+    let created = ledger.count(|told| matches!(told, Told::Created { .. }));
+    let unknown = ledger.count(|told| *told == Told::Unknown);
+    assert!(created > 400 && unknown > 10, "{created} {unknown}");
+    let (keys, repeats) = (ledger.keys(), ledger.repeats());
+    assert!(
+        keys > 100 && repeats > keys + 30,
+        "{keys} {repeats}, of which one for each key is the last"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_journal_each_key_has_one_flow_over_kills() {
+    let stage = Stage::new(8, &[LOST.as_slice(), &[UNPROCESSED]].concat()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let journal = format!("[journal]\npath = \"{}\"\n", path.display());
+    let mut flowgate = stage.start("answer_timeout = \"2s\"", &journal).await;
+    let mut orders = stage.orders();
+    let mut ledger = Ledger::default();
+    for _ in 0..3 {
+        let storm = stage.keyed_storm(&mut orders, flowgate.proxy, 20, seconds(1.0));
+        sleep(seconds(2.5)).await;
+        flowgate.kill().await;
+        flowgate = stage.start("answer_timeout = \"2s\"", &journal).await;
+        ledger.note(storm.join_all().await);
+    }
+    let closed = ledger.count(|told| *told == Told::Closed);
+    assert!(closed > 50, "calls were queued at the kills: {closed}");
+    stage.balance(&mut ledger, flowgate.proxy).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,7 +31,7 @@ pub(crate) enum Condition {
     Killed,
 }
 
-/// When each request passed, by its access key.
+/// When each CreateFlow passed, by its access key.
 type Passed = Arc<Mutex<BTreeMap<String, Vec<Instant>>>>;
 
 // === impl Relay ===
@@ -68,7 +68,7 @@ impl Relay {
         self.condition.send_replace(condition);
     }
 
-    /// The most requests of one key within a second, since the last call of this.
+    /// The most CreateFlow calls of one key within a second, since the last call of this.
     pub(crate) fn worst_second(&self) -> usize {
         let most = |mut at: Vec<Instant>| {
             at.sort();
@@ -170,9 +170,12 @@ async fn read(from: &mut OwnedReadHalf, passed: Option<&Passed>) -> Vec<u8> {
     buffer
 }
 
-/// The access key of a request that starts here. Flowgate writes each head in one piece.
+/// The access key of a CreateFlow that starts here. Flowgate writes each head in one piece.
 fn key(bytes: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(bytes);
+    if text.contains("x-acs-action: ListFlow\r\n") {
+        return None;
+    }
     let credential = text
         .strip_prefix("POST ")?
         .split_once("Credential=")
