@@ -26,6 +26,12 @@ pub(crate) struct Load {
     /// Use the keys of managed accounts, in rotation; otherwise each key is used once.
     #[arg(long)]
     managed: bool,
+    /// Number of managed accounts.
+    #[arg(long, default_value_t = ACCOUNTS)]
+    accounts: usize,
+    /// Send each call with an idempotency key of its own.
+    #[arg(long)]
+    keyed: bool,
     /// Number of calls, instead of seconds.
     #[arg(long)]
     calls: Option<usize>,
@@ -71,6 +77,13 @@ pub(crate) fn key(account: usize) -> (String, String) {
         format!("LTAI{account:08}"),
         format!("bench-secret-{account:08}"),
     )
+}
+
+/// A key as callers are told to make it.
+fn uuid() -> String {
+    let hex = format!("{:032x}", fastrand::u128(..));
+    let [a, b, c, d, e] = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &hex[part]);
+    [a, b, c, d, e].join("-")
 }
 
 // === impl Load ===
@@ -121,7 +134,7 @@ impl Load {
 
     fn call(&self, index: usize) -> Vec<u8> {
         let (key, secret) = key(if self.managed {
-            index % ACCOUNTS
+            index % self.accounts
         } else {
             index
         });
@@ -130,13 +143,16 @@ impl Load {
             ("Categories", "[\"SIGN_UP\"]"),
             ("FlowName", "a flow of the benchmark's"),
         ];
-        Call::v3_with(
+        let mut call = Call::v3_with(
             &self.host,
             &query,
             |call| call.push("user-agent", agent),
             (&key, &secret),
-        )
-        .bytes()
+        );
+        if self.keyed {
+            call.push("idempotency-key", &uuid());
+        }
+        call.bytes()
     }
 }
 
