@@ -44,7 +44,7 @@ static ALLOCATOR: Cap<MiMalloc> = Cap::new(MiMalloc, usize::MAX);
 #[derive(Parser)]
 struct Options {
     /// Passed by cargo.
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
     /// Pairs of slices in each place.
     #[arg(long, default_value_t = 9)]
