@@ -8,12 +8,13 @@ mod takes;
 use std::ffi::OsString;
 use std::hint::black_box;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use tokio::time::Instant;
 
 pub use self::attempts::Attempts;
@@ -30,6 +31,11 @@ use crate::call::judge::{self, Context};
 use crate::call::sign;
 use crate::config::{self, Config, Limit};
 use crate::credentials::keepers::Keepers;
+use crate::error::Outcome;
+use crate::idempotency::fingerprint::{fingerprint, record_name};
+use crate::idempotency::key;
+use crate::idempotency::record::{Answer, Created, FlowDescription, Order, OrderKind};
+use crate::idempotency::records::{Bounds, CallEnd, Found, Records};
 use crate::limiter::fair::{FairQueue, QueueEntry, Sequence};
 use crate::limiter::tokens::Tokens;
 use crate::primitives::id::{ClientId, TenantId};
@@ -38,6 +44,8 @@ use crate::upstream::UpstreamResponse;
 
 /// The key and the secret that sign the call.
 const SIGNER: [&str; 2] = ["LTAI-test-key-id-1", "test-secret-1"];
+/// An idempotency key as callers are told to make it.
+const KEY: HeaderValue = HeaderValue::from_static("0b1c3a52-7d3f-4a44-9a57-3f1c2f6a8f10");
 const CREATED: &str = r#"{"RequestId":"90E63D28-E31D-1EB2-8939-A9486641","Code":"OK","Message":"OK","Data":{"FlowId":"1234567890123456"}}"#;
 /// Queued calls while one is added and one is removed, with the number of clients and of tenants
 /// per client.
@@ -49,11 +57,12 @@ const TENANTS: usize = 5;
 pub type Step = (&'static str, fn(&mut Steps));
 
 /// All steps, in the order of a call.
-pub const STEPS: [Step; 8] = [
+pub const STEPS: [Step; 9] = [
     ("canonicalise", Steps::canonicalise),
     ("verify", Steps::verify),
     ("identify", Steps::identify),
     ("classify", Steps::classify),
+    ("key", Steps::key),
     ("next", Steps::next),
     ("take_token", Steps::take_token),
     ("sign", Steps::sign),
@@ -82,6 +91,9 @@ pub struct Steps {
     next: usize,
     tokens: Tokens,
     answer: UpstreamResponse,
+    keyed: HeaderMap,
+    records: Arc<Records>,
+    client: ClientId,
 }
 
 fn head(capture: &str) -> Parts {
@@ -140,6 +152,22 @@ fn tokens() -> Tokens {
         Instant::now() - Duration::from_secs(1),
         Instant::now(),
     )
+}
+
+/// What the call of a key has done, and its answer.
+fn ending() -> (CallEnd, Answer) {
+    let created = Created {
+        flow_id: "1234567890123456".into(),
+        request_id: Some("90E63D28-E31D-1EB2-8939-A9486641".into()),
+    };
+    let answer = Answer {
+        result: Ok(Response::default()),
+        outcome: Outcome::Ok,
+        code: "OK".into(),
+        attempts: 1,
+        waited: Duration::ZERO,
+    };
+    (CallEnd::Created(created), answer)
 }
 
 fn signed(head: &Parts) -> Authorization<'_> {
@@ -213,6 +241,14 @@ impl Steps {
                 headers: [(CONTENT_TYPE, json)].into_iter().collect(),
                 body: Bytes::copy_from_slice(CREATED.as_bytes()),
             },
+            keyed: [(HeaderName::from_static("idempotency-key"), KEY)]
+                .into_iter()
+                .collect(),
+            records: Records::new(Bounds {
+                keep: Duration::ZERO,
+                max: 1,
+            }),
+            client: ClientId::new(""),
             config,
             head,
             params,
@@ -257,6 +293,33 @@ impl Steps {
             &self.margins,
         );
         assert!(black_box(operation).is_ok());
+    }
+
+    /// The life of an idempotency key: it is read, its call is named and compared, claimed, marked
+    /// and ended, and its record is forgotten.
+    fn key(&mut self) {
+        let key = key::read(black_box(&self.keyed), None);
+        let key = key.expect("the key is valid").expect("there is a key");
+        let call = black_box(&self.caller);
+        let order = Order {
+            account: call.account().clone(),
+            client: self.client.clone(),
+            kind: OrderKind::Keyed,
+            fingerprint: fingerprint("CreateFlow", call.params().iter(), None),
+            request_id: "90E63D28-E31D-1EB2-8939-A94866411234".into(),
+            flow: FlowDescription {
+                name: call.flow_name().unwrap_or_default().into(),
+                ..FlowDescription::default()
+            },
+        };
+        let name = record_name(order.account.as_str(), order.client.as_str(), &key);
+        let Found::New(claim, waiter) = self.records.find(name, &Arc::new(order)) else {
+            panic!("the key is new");
+        };
+        let (end, answer) = ending();
+        claim.mark(Instant::now()).end(end, answer);
+        drop(black_box(waiter));
+        assert_eq!(self.records.forget_old(Instant::now()).done, 1);
     }
 
     /// Adds a call to the queue and removes the next one.
