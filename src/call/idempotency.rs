@@ -142,19 +142,30 @@ pub(super) async fn answer(
     answered
 }
 
-/// Waits for the end of the call, at most until the end of the hold. The record learns when an
-/// attempt may have left: if Flowgate stops after that, the outcome is unknown.
+/// Waits for the end of the call, at most until the end of the hold.
 async fn wait(
-    mut waiter: Waiter,
+    waiter: Waiter,
     answer_by: Instant,
     record: &mut Record,
 ) -> Result<Arc<Ending>, Progress> {
-    let ended = timeout_at(answer_by, async {
-        waiter.opened().await;
-        record.follows_attempt();
-        waiter.end().await
-    });
-    ended.await.map_err(|_elapsed| waiter.progress())
+    let mut waiting = Waiting { waiter, record };
+    let ended = timeout_at(answer_by, waiting.waiter.end()).await;
+    ended.map_err(|_elapsed| waiting.waiter.progress())
+}
+
+/// A caller that waits for a record. If it leaves, its own record learns whether an attempt may have
+/// left: then the outcome is unknown to it.
+struct Waiting<'a> {
+    waiter: Waiter,
+    record: &'a mut Record,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !matches!(self.waiter.progress(), Progress::Claimed) {
+            self.record.follows_attempt();
+        }
+    }
 }
 
 fn unknown_outcome(unknown: &UnknownOutcome) -> Refusal {
@@ -239,11 +250,11 @@ async fn run(
     call: AcceptedCall,
     claim: Claim,
     mut record: Record,
-    order: JournalOrder,
+    order: Option<JournalOrder>,
     is_sought: bool,
 ) {
     let mut owner = Some(Owner::Claimed(claim));
-    let call = ActiveCall::in_background(&services, call, &mut record, Some(order));
+    let call = ActiveCall::in_background(&services, call, &mut record, order);
     let driven = match call {
         Ok(call) => Box::pin(drive(call, is_sought, &mut owner)).await,
         Err(refusal) => Err(refusal),
@@ -436,9 +447,11 @@ impl KeyedCall<'_> {
             match services.records.find(order.name, &order.order) {
                 Found::New(claim, waiter) => {
                     let own = Record::background(services.telemetry.clone(), record.request_id());
-                    let (journal, is_sought) = (order.journal_order(), order.is_sought);
+                    let journal = services.journal.as_ref();
+                    let journal = journal.map(|_| order.journal_order());
+                    let is_sought = order.is_sought;
                     let run = run(services.clone(), accepted, claim, own, journal, is_sought);
-                    services.attempts.spawn(run);
+                    services.attempts.spawn(Box::pin(run));
                     return match wait(waiter, self.answer_by, record).await {
                         Ok(ending) => self.first(&ending, record),
                         // CAMS's own answer, if there is one.

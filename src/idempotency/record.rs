@@ -208,6 +208,14 @@ impl Running {
         self.progress.send_replace(progress);
     }
 
+    /// An attempt of the call may leave from now on. No caller is woken by that.
+    pub(super) fn open(&self) {
+        self.progress.send_if_modified(|progress| {
+            *progress = Progress::Open;
+            false
+        });
+    }
+
     /// Whether an attempt of the call may have left.
     pub(super) fn is_open(&self) -> bool {
         !matches!(*self.progress.borrow(), Progress::Claimed)
@@ -245,18 +253,6 @@ impl Waiter {
     /// How far the call is now.
     pub(crate) fn progress(&self) -> Progress {
         self.progress.borrow().clone()
-    }
-
-    /// Waits until an attempt of the call may leave, or it has ended.
-    pub(crate) async fn opened(&mut self) {
-        let opened = self
-            .progress
-            .wait_for(|progress| !matches!(progress, Progress::Claimed));
-        drop(
-            opened
-                .await
-                .expect("this waiter holds the record, and with it the sender"),
-        );
     }
 
     /// Waits until the call has ended, without a limit.

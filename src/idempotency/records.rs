@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +18,6 @@ use super::record::{
     UnknownOutcome, Waiter,
 };
 use crate::observe::journal::KeyedAttempt;
-use crate::primitives::id::ClientId;
 
 mod flows;
 mod restore;
@@ -45,16 +45,20 @@ pub(crate) struct Bounds {
 struct Table {
     bounds: Bounds,
     records: HashMap<RecordName, Record>,
-    /// The number of records of each client.
-    clients: HashMap<ClientId, usize>,
+    /// The number of records of each client of each account.
+    clients: HashMap<ClientHash, usize>,
     unknown: UnknownIndex,
     made_here: flows::MadeHere,
 }
 
 struct Record {
-    client: ClientId,
+    client: ClientHash,
     state: State,
 }
+
+/// A hash of a client and its account, by which its records are counted: a record has no room for
+/// the names.
+type ClientHash = u64;
 
 enum State {
     Running(Arc<Running>),
@@ -165,13 +169,13 @@ impl Records {
             return found;
         }
         // Orders without a key are bounded by the queue; they leave with their calls.
-        if order.kind == OrderKind::Keyed && !table.has_room(&order.client) {
+        if order.kind == OrderKind::Keyed && !table.has_room(order) {
             return Found::Full;
         }
         let running = Running::new(order.clone());
         let waiter = Waiter::of(&running);
         let state = State::Running(running.clone());
-        table.insert(name, order.client.clone(), state);
+        table.insert(name, order, state);
         let owned = Owned {
             records: self.clone(),
             name,
@@ -281,8 +285,9 @@ impl Records {
 
 impl Table {
     /// One client may use half of the records.
-    fn has_room(&self, client: &ClientId) -> bool {
-        let own = self.clients.get(client).copied().unwrap_or_default();
+    fn has_room(&self, order: &Order) -> bool {
+        let own = self.clients.get(&self.client(order)).copied();
+        let own = own.unwrap_or_default();
         self.records.len() < self.bounds.max && own < self.bounds.max.div_ceil(2)
     }
 
@@ -290,12 +295,18 @@ impl Table {
         self.records.len() > self.bounds.max
     }
 
-    fn insert(&mut self, name: RecordName, client: ClientId, state: State) {
+    fn client(&self, order: &Order) -> ClientHash {
+        let client = (&order.account, &order.client);
+        self.clients.hasher().hash_one(client)
+    }
+
+    fn insert(&mut self, name: RecordName, order: &Order, state: State) {
         self.remove(&name);
         if let State::Unknown(running, _) = &state {
             self.unknown.add(&running.order.account, name);
         }
-        *self.clients.entry(client.clone()).or_default() += 1;
+        let client = self.client(order);
+        *self.clients.entry(client).or_default() += 1;
         self.records.insert(name, Record { client, state });
     }
 
@@ -304,7 +315,7 @@ impl Table {
         if let State::Unknown(running, _) = &record.state {
             self.unknown.remove(&running.order.account, *name);
         }
-        if let MapEntry::Occupied(mut count) = self.clients.entry(record.client.clone()) {
+        if let MapEntry::Occupied(mut count) = self.clients.entry(record.client) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
@@ -326,9 +337,12 @@ impl Table {
             End::Unknown(outcome) => Some(State::Unknown(running.clone(), outcome.clone())),
             End::Released => None,
         };
-        match state {
-            Some(state) => self.insert(name, order.client.clone(), state),
-            None => drop(self.remove(&name)),
+        match (state, self.records.get_mut(&name)) {
+            (Some(State::Done(done)), Some(record)) if record.is_running() => {
+                record.state = State::Done(done);
+            }
+            (Some(state), _) => self.insert(name, order, state),
+            (None, _) => drop(self.remove(&name)),
         }
     }
 }
@@ -393,6 +407,10 @@ impl Record {
         }
     }
 
+    fn is_running(&self) -> bool {
+        matches!(self.state, State::Running(_))
+    }
+
     fn is_for_one(&self) -> bool {
         matches!(&self.state, State::Done(done) if done.is_for_one)
     }
@@ -419,7 +437,7 @@ impl Claim {
     pub(crate) fn mark(mut self, stamped_until: Instant) -> Marked {
         let owned = self.0.take();
         if let Some(owned) = &owned {
-            owned.running.set(Progress::Open);
+            owned.running.open();
         }
         Marked {
             owned,

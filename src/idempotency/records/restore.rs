@@ -164,5 +164,5 @@ fn restore_one(
             State::unknown(order.clone(), Arc::new(outcome))
         }
     };
-    table.insert(name, order.client.clone(), state);
+    table.insert(name, &order, state);
 }

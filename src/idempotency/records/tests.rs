@@ -8,7 +8,7 @@ use crate::idempotency::fingerprint::{fingerprint, record_name};
 use crate::idempotency::key;
 use crate::idempotency::record::FlowDescription;
 use crate::observe::journal::{JournalOrder, KeyedEnd, KeyedResolution, Outcome, ResolvedAs};
-use crate::primitives::id::AccountId;
+use crate::primitives::id::{AccountId, ClientId};
 
 const KEEP: Duration = Duration::from_secs(24 * 3600);
 
