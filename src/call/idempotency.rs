@@ -193,6 +193,18 @@ fn sought(unknown: &UnknownOutcome) -> Refusal {
     }
 }
 
+/// What a caller is told that may repeat its call while Flowgate looks for its flow.
+fn sought_message(ending: &Ending) -> Option<String> {
+    let End::Unknown(unknown) = &ending.end else {
+        return None;
+    };
+    let reason = &unknown.reason;
+    Some(format!(
+        "The call was sent to CAMS, but its outcome is unknown: {reason}. Flowgate looks for its \
+         flow. Repeat the call unchanged: it is not sent again before Flowgate knows."
+    ))
+}
+
 /// How a caller learns of a flow that was not created by its own attempt.
 fn learned(ending: &Ending) -> KeyState {
     if ending.is_resolved {
@@ -514,6 +526,7 @@ impl KeyedCall<'_> {
                     && unknown.search == Search::Active
                 {
                     refusal.retry_after = Some(self.repeat_after());
+                    refusal.message = sought_message(ending).unwrap_or(refusal.message);
                 }
                 Err(refusal)
             }
@@ -539,8 +552,9 @@ impl KeyedCall<'_> {
     fn pending(&self, progress: &Progress) -> Refusal {
         let mut refusal = pending(progress);
         if self.is_repeatable() {
-            if matches!(progress, Progress::Sought(_)) {
+            if let Progress::Sought(ending) = progress {
                 refusal.retry_after = Some(self.repeat_after());
+                refusal.message = sought_message(ending).unwrap_or(refusal.message);
             }
             return refusal;
         }

@@ -71,7 +71,7 @@ fn draft(name: &str) -> NewFlow {
 fn arrivals(harness: &Harness) -> BTreeMap<String, usize> {
     let mut actions = BTreeMap::new();
     for arrival in harness.sim.arrivals() {
-        *actions.entry(arrival.action).or_default() += 1;
+        *actions.entry(arrival.action.unwrap()).or_default() += 1;
     }
     actions
 }

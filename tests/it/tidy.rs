@@ -32,6 +32,8 @@ const DECIDERS: &[&str] = &[
     "limiter/wait.rs",
     "call/retry.rs",
     "call/sign.rs",
+    "idempotency/looks.rs",
+    "idempotency/looks",
     "credentials/keeper/state.rs",
     "credentials/schedule.rs",
     "credentials/session.rs",
