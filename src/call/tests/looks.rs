@@ -485,6 +485,26 @@ async fn a_call_without_a_key_learns_of_its_lost_flow_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_flow_of_another_call_without_a_key_is_not_handed_out() {
+    let gateway = Gateway::new(&[]).await;
+    gateway.cams.fault(Fault::CloseBefore);
+    let params = [("Categories", SIGN_UP), ("FlowName", "Welcome")];
+    let again = || request("CreateFlow", None, "10s", &params);
+    let lost = tokio::spawn(gateway.begin(again()).await);
+    while gateway.unknown().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let created = gateway.call(again()).await;
+    assert_eq!(
+        (created.status, created.flow_id.as_deref()),
+        (200, Some("1"))
+    );
+    let lost = lost.await.unwrap();
+    lost.is(409, Some("unknown"));
+    assert!(lost.message.contains("another order"), "{lost:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_not_executed_is_sent_again_after_the_proof_of_absence() {
     let gateway = Gateway::with_flow_in("s-1").await;
     gateway.cams.fault(Fault::CloseBefore);

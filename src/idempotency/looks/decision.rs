@@ -53,8 +53,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) listing: &'a Listing,
     pub(crate) status: FlowStatus,
     pub(crate) others: Others,
-    /// FlowIds that Flowgate has created in this space. A list that shows none of them proves no
-    /// absence.
+    /// FlowIds that other orders have created in this space, also those without a record. A list that
+    /// shows none of them proves no absence.
     pub(crate) made_here: &'a [Box<str>],
     /// The FlowId of an answer that came after the outcome was recorded as unknown.
     pub(crate) late_answer: Option<&'a str>,
@@ -122,7 +122,7 @@ impl Evidence<'_> {
         let is_other_answer = self.late_answer.is_some_and(|id| *id != *flow.id);
         if categories != flow.categories.iter().collect() {
             Verdict::Ambiguous("a flow of this name has other categories")
-        } else if self.others.have_flow {
+        } else if self.others.have_flow || self.made_here.contains(&flow.id) {
             Verdict::Ambiguous("the flow of this name belongs to another order")
         } else if is_other_answer {
             Verdict::Ambiguous("CAMS's late answer names another flow")

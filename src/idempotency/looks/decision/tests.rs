@@ -171,6 +171,13 @@ fn what_contradicts_unique_names_is_ambiguous() {
             },
         ),
         (
+            "belongs to another order",
+            Case {
+                flows: vec![welcome("1")],
+                ..Case::found()
+            },
+        ),
+        (
             "unknown outcome, too",
             Case {
                 others: others(|others| others.are_unknown = true),
