@@ -2,13 +2,19 @@
 //!
 //! `idempotency/key.rs` reads the key of a call, `idempotency/fingerprint.rs` names its record and
 //! compares its parameters, `idempotency/record.rs` is the state of one record, and
-//! `idempotency/records.rs` holds all of them. docs/exactly-once.md has the promises.
+//! `idempotency/records.rs` holds all of them, and `idempotency/shared.rs` shares them with other
+//! replicas. docs/exactly-once.md has the promises.
 
 pub(crate) mod fingerprint;
 pub(crate) mod key;
 pub(crate) mod looks;
 pub(crate) mod record;
 pub(crate) mod records;
+#[cfg_attr(
+    not(test),
+    allow(dead_code, unused_imports, reason = "the calls do not use it yet")
+)]
+pub(crate) mod shared;
 
 /// What an answer has to do with the key of its call: the value of `x-flowgate-idempotency`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,10 +11,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use redis::{RedisError, RedisResult, Script, cmd};
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::acs::v3::hex;
 use crate::config;
 use crate::observe::metrics::Metrics;
 use crate::store::connect::Dial;
@@ -210,6 +212,16 @@ impl Store {
         } else {
             self.shared.run.lock().clone()
         }
+    }
+
+    /// Returns a digest of the run ids of all masters: another one means that a master has been
+    /// restarted or replaced, so that writes may be lost. Empty if unknown.
+    pub(crate) fn server_ids(&self) -> String {
+        let runs = self.shared.run.lock();
+        if runs.is_empty() {
+            return String::new();
+        }
+        hex(&Sha256::digest(runs.as_bytes())[..8])
     }
 
     /// `SET key value NX PX ms`: true if the key was new.

@@ -8,7 +8,7 @@ use super::key::{CLIENT_TOKEN, IdempotencyKey};
 
 /// The name of a record: a hash of account, client and key, so that no client can find
 /// another one's record.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RecordName([u8; 16]);
 
 /// A hash of the action and of every business parameter.

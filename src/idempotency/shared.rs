@@ -1,0 +1,316 @@
+//! The records that replicas share. The store is where replicas meet, not their only memory: each
+//! keeps its own records and publishes them again when the store has lost them.
+//!
+//! A key is claimed before its call queues, marked open after each signature and before anything
+//! of the attempt leaves, and settled at the end. `shared/protocol.rs` builds each operation and
+//! reads its answer, `shared/member.rs` is what one replica knows of the store; this file runs
+//! them. The scripts are in `shared/`.
+
+mod member;
+mod protocol;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::{Script, Value};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use super::fingerprint::{Fingerprint, RecordName};
+use crate::store::{State, Store, Unavailable};
+
+pub(crate) use member::{Member, Times};
+pub(crate) use protocol::{
+    Call, ClaimAnswer, KeyClaim, MarkAnswer, Op, Owner, Published, SettleAnswer, Settlement,
+    SharedEnd, SharedRecord, SharedState,
+};
+
+/// This replica's access to the records that replicas share.
+pub(crate) struct SharedRecords {
+    store: Arc<Store>,
+    scripts: Scripts,
+    member: Mutex<Member>,
+    /// The connection over which this replica has greeted the store.
+    greeted: tokio::sync::Mutex<Option<Instant>>,
+    /// One heartbeat at a time, so that their answers are read in order.
+    beats: tokio::sync::Mutex<()>,
+    /// Ends that the store does not know yet.
+    owed: Mutex<HashMap<RecordName, Settlement>>,
+    /// Notified when the store must be told of something before the next heartbeat.
+    wake: Notify,
+}
+
+struct Scripts {
+    claim: Script,
+    mark: Script,
+    settle: Script,
+    publish: Script,
+    beat: Script,
+}
+
+/// Interval of heartbeats.
+pub(crate) const BEAT: Duration = Duration::from_secs(1);
+/// How long one replica looks for the flow of an unknown record, before another one may.
+const LOOK_LEASE: Duration = Duration::from_secs(30);
+/// Number of records that one script publishes.
+const CHUNK: usize = 100;
+
+// === impl SharedRecords ===
+
+impl SharedRecords {
+    /// `replica` is this process's name among the replicas, new at every start.
+    pub(crate) fn new(store: Arc<Store>, replica: &str, times: Times) -> Self {
+        let member = Member::new(store.prefix(), replica, times);
+        Self {
+            store,
+            scripts: Scripts::new(),
+            member: Mutex::new(member),
+            greeted: tokio::sync::Mutex::default(),
+            beats: tokio::sync::Mutex::default(),
+            owed: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Replaces the durations of a reloaded configuration.
+    pub(crate) fn set_times(&self, times: Times) {
+        self.member.lock().set_times(times);
+    }
+
+    /// Returns a new name for one claim of this replica.
+    pub(crate) fn new_owner(&self) -> Owner {
+        self.member.lock().new_owner()
+    }
+
+    /// Claims a key for `hold`, or returns the state of its record. To be repeated until the state
+    /// is final or the hold is over.
+    ///
+    /// # Errors
+    /// The store gives no answer: the claim may have been made.
+    pub(crate) async fn claim(
+        &self,
+        claim: &KeyClaim,
+        hold: Duration,
+    ) -> Result<SharedState, Unavailable> {
+        self.look_up(claim, Some(hold)).await
+    }
+
+    /// Returns the state of a key's record without a claim.
+    ///
+    /// # Errors
+    /// The store gives no answer.
+    pub(crate) async fn read(
+        &self,
+        name: RecordName,
+        print: Fingerprint,
+    ) -> Result<SharedState, Unavailable> {
+        let owner = Owner::none();
+        self.look_up(&KeyClaim { name, owner, print }, None).await
+    }
+
+    async fn look_up(
+        &self,
+        claim: &KeyClaim,
+        hold: Option<Duration>,
+    ) -> Result<SharedState, Unavailable> {
+        self.greet().await?;
+        self.pay(claim.name).await?;
+        let call = self.member.lock().claim(claim, hold);
+        let answer = self.run(&call, ClaimAnswer::read).await?;
+        self.heard(&answer.epoch);
+        Ok(answer.state)
+    }
+
+    /// Marks the claim open, or extends the mark, because an attempt that is signed may leave and
+    /// others may be signed within `remaining`. `open` runs if the mark is in force: from then on
+    /// this replica publishes the record as open. `None`: the claim is lost, and nothing may be sent
+    /// before another one.
+    ///
+    /// # Errors
+    /// The store gives no answer, and nothing may be sent. The key is released as soon as the store
+    /// answers again.
+    pub(crate) async fn mark<T>(
+        &self,
+        claim: &KeyClaim,
+        remaining: Duration,
+        open: impl FnOnce() -> T,
+    ) -> Result<Option<T>, Unavailable> {
+        let call = self.member.lock().mark(claim, remaining);
+        let answer = self.run(&call, MarkAnswer::read).await;
+        if let Ok(answer) = &answer {
+            // Under the lock: a publication that begins later finds the record open.
+            let member = self.member.lock();
+            if member.is_marked(answer) {
+                return Ok(Some(open()));
+            }
+        }
+        let released = Settlement::released(claim, Instant::now());
+        self.owed.lock().insert(claim.name, released);
+        self.wake.notify_one();
+        answer.map(|_lost| None)
+    }
+
+    /// Records the end of a call or of an unknown outcome. If the store gives no answer it is
+    /// recorded later.
+    ///
+    /// # Errors
+    /// The store gives no answer.
+    pub(crate) async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer, Unavailable> {
+        let name = settlement.claim.name;
+        self.owed.lock().insert(name, settlement.clone());
+        let call = self.member.lock().settle(&settlement, Instant::now());
+        let answer = self.run(&call, SettleAnswer::read).await?;
+        if self.heard(&answer.epoch) {
+            let mut owed = self.owed.lock();
+            if owed.get(&name) == Some(&settlement) {
+                owed.remove(&name);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Returns whether this replica may look for the flow of an unknown record now.
+    ///
+    /// # Errors
+    /// The store gives no answer.
+    pub(crate) async fn lease_look(&self, name: RecordName) -> Result<bool, Unavailable> {
+        let key = self.member.lock().look_key(name);
+        self.store.set_new("look", &key, LOOK_LEASE).await
+    }
+
+    /// Sends heartbeats, and publishes `records` in each new epoch, until the future is dropped.
+    pub(crate) async fn keep(&self, records: impl Fn() -> Vec<Published> + Send) {
+        loop {
+            // A failure opens the circuit, which is logged where it happens.
+            drop(self.beat_and_publish(&records).await);
+            drop(timeout(BEAT, self.wake.notified()).await);
+        }
+    }
+
+    async fn beat_and_publish(
+        &self,
+        records: &(impl Fn() -> Vec<Published> + Send),
+    ) -> Result<(), Unavailable> {
+        self.greet().await?;
+        self.beat(Op::Beat).await?;
+        let unpublished = self.member.lock().unpublished();
+        if let Some(epoch) = unpublished {
+            self.publish(&epoch, records()).await?;
+            self.beat(Op::Beat).await?;
+        }
+        let owed: Vec<_> = self.owed.lock().keys().copied().collect();
+        for name in owed {
+            self.pay(name).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes all records of this replica in this epoch.
+    async fn publish(&self, epoch: &str, records: Vec<Published>) -> Result<(), Unavailable> {
+        for chunk in records.chunks(CHUNK) {
+            let call = self.member.lock().publish(chunk, Instant::now());
+            let answered = self.run(&call, protocol::published_epoch).await?;
+            if *answered != *epoch {
+                self.wake.notify_one();
+                return Ok(());
+            }
+        }
+        self.member.lock().published(epoch);
+        Ok(())
+    }
+
+    /// Leaves the replicas. Nothing may be claimed afterwards.
+    ///
+    /// # Errors
+    /// The store gives no answer.
+    pub(crate) async fn leave(&self) -> Result<(), Unavailable> {
+        self.beat(Op::Leave).await
+    }
+
+    /// Greets the store once over each connection, before anything is claimed: its server may have
+    /// been replaced by one that has lost writes.
+    async fn greet(&self) -> Result<(), Unavailable> {
+        let State::Up { since } = self.store.state() else {
+            return Err(Unavailable::Down);
+        };
+        let mut greeted = self.greeted.lock().await;
+        if *greeted != Some(since) {
+            self.beat(Op::Greet).await?;
+            *greeted = Some(since);
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Notes the epoch of an answer. False: it is not the one that this replica knows, so a
+    /// heartbeat and a publication are due.
+    fn heard(&self, epoch: &str) -> bool {
+        let is_current = self.member.lock().is_current(epoch);
+        if !is_current {
+            self.wake.notify_one();
+        }
+        is_current
+    }
+
+    async fn beat(&self, op: Op) -> Result<(), Unavailable> {
+        let _one = self.beats.lock().await;
+        let server = self.store.server_ids();
+        let call = self.member.lock().beat(op, &server, Instant::now());
+        let answer = self.run(&call, protocol::BeatAnswer::read).await?;
+        self.member.lock().heard_beat(answer, Instant::now());
+        Ok(())
+    }
+
+    /// Settles what the store does not know yet of this key.
+    async fn pay(&self, name: RecordName) -> Result<(), Unavailable> {
+        let settlement = self.owed.lock().get(&name).cloned();
+        match settlement {
+            Some(settlement) => self.settle(settlement).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    async fn run<T>(
+        &self,
+        call: &Call,
+        read: impl FnOnce(Value) -> Option<T>,
+    ) -> Result<T, Unavailable> {
+        let keys: Vec<_> = call.keys.iter().map(String::as_str).collect();
+        let script = self.scripts.of(call.op);
+        let answer = self.store.run(call.op.label(), script, &keys, &call.args);
+        read(answer.await?).ok_or_else(|| {
+            self.store.mark_invalid_answer(call.op.label());
+            Unavailable::InvalidAnswer
+        })
+    }
+}
+
+// === impl Scripts ===
+
+impl Scripts {
+    fn new() -> Self {
+        let script = |op: Op| Script::new(op.source());
+        Self {
+            claim: script(Op::Claim),
+            mark: script(Op::Mark),
+            settle: script(Op::Settle),
+            publish: script(Op::Publish),
+            beat: script(Op::Beat),
+        }
+    }
+
+    fn of(&self, op: Op) -> &Script {
+        match op {
+            Op::Claim => &self.claim,
+            Op::Mark => &self.mark,
+            Op::Settle => &self.settle,
+            Op::Publish => &self.publish,
+            Op::Beat | Op::Greet | Op::Leave => &self.beat,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

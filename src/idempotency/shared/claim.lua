@@ -1,0 +1,45 @@
+-- Claims a key, or reads its record.
+-- ARGV[4..]: the claim's owner, the fingerprint, the claim's lifetime (0: read only), how long after `until` an open
+-- record is unknown, the epoch that this replica has published, the members' lease, the least age of an epoch.
+-- Returns {epoch, what, owner, milliseconds until `until`, request id, flow id}.
+
+local OWNER, PRINT, LIFETIME, OVERDUE = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local PUBLISHED, LEASE, LEAST_AGE = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
+
+local id, since = epoch(false)
+
+-- Whether a record that is missing may be known to a replica that has not published it yet.
+local function is_gated()
+  if NOW < since + LEAST_AGE or PUBLISHED ~= id then
+    return true
+  end
+  local members = redis.call('HGETALL', KEYS[2])
+  for i = 1, #members, 2 do
+    local seen, published = string.match(members[i + 1], '^(%d+)|(.*)$')
+    if members[i] ~= REPLICA and seen and published ~= id and NOW < tonumber(seen) + LEASE then
+      return true
+    end
+  end
+  return false
+end
+
+local record = read(KEYS[3])
+if record then
+  if record.print ~= PRINT then
+    return { id, 'mismatch' }
+  end
+  local is_mine = record.state == 'c' and record.owner == OWNER
+  if not is_mine then
+    local state = state_for_readers(record, OVERDUE)
+    return { id, state, record.owner, int(record.ends - NOW), record.request_id, record.flow_id }
+  end
+elseif LIFETIME == 0 then
+  return { id, is_gated() and 'gated' or 'absent' }
+elseif is_gated() then
+  return { id, 'gated' }
+end
+if LIFETIME > 0 then
+  local claim = { state = 'c', owner = OWNER, print = PRINT, ends = NOW, request_id = '', flow_id = '' }
+  write(KEYS[3], claim, LIFETIME)
+end
+return { id, 'mine' }

@@ -1,0 +1,15 @@
+-- Marks a claim open: an attempt that is signed already may leave. Also extends `until` of an open record.
+-- ARGV[4..]: the claim's owner, the milliseconds in which further attempts of the call may be signed, the lifetime.
+-- Returns {epoch, 'open' | 'lost'}.
+
+local OWNER, REMAINING, LIFETIME = ARGV[4], tonumber(ARGV[5]), ARGV[6]
+
+local id = epoch(false)
+local record = read(KEYS[3])
+if not record or record.owner ~= OWNER or RANK[record.state] > RANK.o then
+  return { id, 'lost' }
+end
+record.state = 'o'
+record.ends = math.max(record.ends, NOW + REMAINING)
+write(KEYS[3], record, LIFETIME)
+return { id, 'open' }

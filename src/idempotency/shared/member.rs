@@ -1,0 +1,232 @@
+//! What one replica knows of the store: the epoch, whether it has published its records there, and
+//! the other replicas. It builds the operations; it does no I/O.
+//!
+//! An epoch is the time in which the store has lost nothing. In a new one a missing record proves
+//! nothing until every replica has published what it knows.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::protocol::{
+    BeatAnswer, Call, KeyClaim, MarkAnswer, Op, Owner, Published, Settlement, SharedEnd, offset_ms,
+};
+use crate::idempotency::fingerprint::RecordName;
+
+/// One replica.
+pub(crate) struct Member {
+    /// The prefix of all keys of the records. Its hash tag puts them on one server of a cluster.
+    prefix: String,
+    replica: String,
+    times: Times,
+    /// Number of claims that were named.
+    claims: u64,
+    /// The epoch that the store last reported.
+    epoch: Option<Box<str>>,
+    /// The epoch in which the records are published.
+    published: Option<Box<str>>,
+    /// The ids of the server at the last heartbeat.
+    server: String,
+    /// The other replicas, each with the time of its last heartbeat.
+    others: Vec<(Box<str>, Instant)>,
+}
+
+/// The durations of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    /// How long a finished key is remembered.
+    pub(crate) keep: Duration,
+    /// How long CAMS may take to answer.
+    pub(crate) answer_timeout: Duration,
+    /// How long after its last signature CAMS may execute a call.
+    pub(crate) settle: Duration,
+}
+
+/// How much longer than its hold a claim lasts.
+const CLAIM_MARGIN: Duration = Duration::from_secs(10);
+/// How much longer than CAMS may take an open record counts as under way.
+const OPEN_MARGIN: Duration = Duration::from_secs(30);
+/// How long an open or unknown record is remembered.
+pub(crate) const KEEP_OPEN: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A member that was silent for this time is not waited for.
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+/// Under a younger epoch nothing is claimed: every member sees a new epoch within this time.
+pub(crate) const LEAST_AGE: Duration = Duration::from_secs(3);
+
+// === impl Member ===
+
+impl Member {
+    pub(crate) fn new(store_prefix: &str, replica: &str, times: Times) -> Self {
+        Self {
+            prefix: format!("{store_prefix}{{once}}:"),
+            replica: replica.to_owned(),
+            times,
+            claims: 0,
+            epoch: None,
+            published: None,
+            server: String::new(),
+            others: Vec::new(),
+        }
+    }
+
+    pub(crate) fn set_times(&mut self, times: Times) {
+        self.times = times;
+    }
+
+    pub(crate) fn new_owner(&mut self) -> Owner {
+        self.claims += 1;
+        Owner::new(&self.replica, self.claims)
+    }
+
+    /// Whether the store is in this epoch, as far as this replica knows.
+    pub(crate) fn is_current(&self, epoch: &str) -> bool {
+        self.epoch.as_deref() == Some(epoch)
+    }
+
+    /// The epoch in which the records of this replica are not published yet. The records that it
+    /// publishes must be read after this.
+    pub(crate) fn unpublished(&self) -> Option<Box<str>> {
+        self.epoch.clone().filter(|_| self.published != self.epoch)
+    }
+
+    /// All records of this replica are in the store.
+    pub(crate) fn published(&mut self, epoch: &str) {
+        self.published = Some(epoch.into());
+    }
+
+    /// Claims a key for `hold`; `None`: only reads its record.
+    pub(crate) fn claim(&self, claim: &KeyClaim, hold: Option<Duration>) -> Call {
+        let lifetime = hold.map_or(Duration::ZERO, |hold| hold + CLAIM_MARGIN);
+        let args = vec![
+            claim.owner.as_str().to_owned(),
+            claim.print.hex(),
+            ms(lifetime),
+            ms(self.times.overdue()),
+            self.published.as_deref().unwrap_or_default().to_owned(),
+            ms(LEASE),
+            ms(LEAST_AGE),
+        ];
+        self.call(Op::Claim, &[claim.name], args)
+    }
+
+    /// Marks a claim open; further attempts may be signed within `remaining`.
+    pub(crate) fn mark(&self, claim: &KeyClaim, remaining: Duration) -> Call {
+        let args = vec![
+            claim.owner.as_str().to_owned(),
+            ms(remaining),
+            ms(KEEP_OPEN),
+        ];
+        self.call(Op::Mark, &[claim.name], args)
+    }
+
+    /// Whether a signed attempt may leave after this answer. A mark of an earlier epoch may be lost,
+    /// and this replica may have published its records without it.
+    pub(crate) fn is_marked(&self, answer: &MarkAnswer) -> bool {
+        answer.is_open && self.is_current(&answer.epoch)
+    }
+
+    pub(crate) fn settle(&self, settlement: &Settlement, now: Instant) -> Call {
+        let ids = settlement.end.ids();
+        let args = vec![
+            settlement.claim.owner.as_str().to_owned(),
+            settlement.claim.print.hex(),
+            settlement.end.name().to_owned(),
+            offset_ms(settlement.signed_until, now).to_string(),
+            ms(self.lifetime(&settlement.end)),
+            ids.request_id.to_owned(),
+            ids.flow_id.to_owned(),
+            ms(self.times.overdue()),
+            ms(self.times.settle),
+        ];
+        self.call(Op::Settle, &[settlement.claim.name], args)
+    }
+
+    pub(crate) fn publish(&self, records: &[Published], now: Instant) -> Call {
+        let names: Vec<_> = records.iter().map(|record| record.claim.name).collect();
+        let fields = records.iter().flat_map(|record| {
+            let ids = record.end.as_ref().map(SharedEnd::ids);
+            let (request_id, flow_id) = ids.map_or(("", ""), |ids| (ids.request_id, ids.flow_id));
+            [
+                record.end.as_ref().map_or("o", SharedEnd::name).to_owned(),
+                record.claim.owner.as_str().to_owned(),
+                record.claim.print.hex(),
+                offset_ms(record.signed_until, now).to_string(),
+                ms(record.lifetime),
+                request_id.to_owned(),
+                flow_id.to_owned(),
+            ]
+        });
+        self.call(Op::Publish, &names, fields.collect())
+    }
+
+    /// A heartbeat. `server` are the ids of the connected server.
+    pub(crate) fn beat(&mut self, op: Op, server: &str, now: Instant) -> Call {
+        server.clone_into(&mut self.server);
+        let mut args = vec![
+            op.name().to_owned(),
+            self.published.as_deref().unwrap_or_default().to_owned(),
+            self.epoch.as_deref().unwrap_or_default().to_owned(),
+            ms(LEASE),
+        ];
+        for (name, seen) in &self.others {
+            args.push(name.to_string());
+            args.push(ms(now.saturating_duration_since(*seen)));
+        }
+        self.call(op, &[], args)
+    }
+
+    /// Takes over what the store says of the epoch and the other replicas.
+    pub(crate) fn heard_beat(&mut self, answer: BeatAnswer, now: Instant) {
+        self.epoch = Some(answer.epoch);
+        self.others = answer
+            .members
+            .into_iter()
+            .map(|(name, silent)| (name, now.checked_sub(silent).unwrap_or(now)))
+            .collect();
+    }
+
+    /// The key of the lease of a look.
+    pub(crate) fn look_key(&self, name: RecordName) -> String {
+        format!("{}{}:look", self.prefix, name.hex())
+    }
+
+    fn lifetime(&self, end: &SharedEnd) -> Duration {
+        match end {
+            SharedEnd::Done(_) => self.times.keep,
+            _ => KEEP_OPEN,
+        }
+    }
+
+    fn call(&self, op: Op, names: &[RecordName], args: Vec<String>) -> Call {
+        let mut keys = vec![
+            format!("{}epoch", self.prefix),
+            format!("{}members", self.prefix),
+        ];
+        keys.extend(
+            names
+                .iter()
+                .map(|name| format!("{}{}", self.prefix, name.hex())),
+        );
+        let fresh = format!("{:016x}", fastrand::u64(..));
+        let common = [self.replica.clone(), fresh, self.server.clone()];
+        let args = common.into_iter().chain(args).map(String::into_bytes);
+        Call {
+            op,
+            keys,
+            args: args.collect(),
+        }
+    }
+}
+
+fn ms(time: Duration) -> String {
+    time.as_millis().to_string()
+}
+
+// === impl Times ===
+
+impl Times {
+    /// How long after its `until` an open record is unknown.
+    fn overdue(self) -> Duration {
+        self.answer_timeout + OPEN_MARGIN
+    }
+}

@@ -1,0 +1,74 @@
+-- The part that all scripts of the idempotency keys begin with.
+-- KEYS: the epoch, the members, the records. ARGV[1..3]: this replica, an id for a new epoch, the server's run.
+-- A record is one string: state|owner|fingerprint|until|CAMS's request id|flow id. Its state is c (claimed), o (open),
+-- u (unknown) or d (done). Times are milliseconds of the store's clock.
+
+local REPLICA, FRESH, RUN = ARGV[1], ARGV[2], ARGV[3]
+-- The stronger state says more of what CAMS has done.
+local RANK = { c = 1, o = 2, u = 3, d = 4 }
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local NOW = now_ms()
+
+-- A number without an exponent.
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- The id and the beginning of the epoch. A missing epoch is made: the store has lost its data, or is new.
+-- With `is_greeting` another run of the server is a new epoch, too: a restart or a failover may have lost writes.
+local function epoch(is_greeting)
+  local value = redis.call('GET', KEYS[1])
+  if value then
+    local id, since, run = string.match(value, '^([^|]*)|(%d+)|(.*)$')
+    if id and not (is_greeting and (RUN == '' or run ~= RUN)) then
+      return id, tonumber(since)
+    end
+  end
+  redis.call('SET', KEYS[1], FRESH .. '|' .. int(NOW) .. '|' .. RUN)
+  return FRESH, NOW
+end
+
+-- The record of a key, or nil.
+local function read(key)
+  local value = redis.call('GET', key)
+  if not value then
+    return nil
+  end
+  local state, owner, print, ends, request_id, flow_id =
+    string.match(value, '^(%a)|([^|]*)|(%x*)|(%d+)|([^|]*)|(.*)$')
+  if not state then
+    return nil
+  end
+  return {
+    state = state,
+    owner = owner,
+    print = print,
+    ends = tonumber(ends),
+    request_id = request_id,
+    flow_id = flow_id,
+  }
+end
+
+local function write(key, record, expires)
+  local value = table.concat({
+    record.state,
+    record.owner,
+    record.print,
+    int(record.ends),
+    record.request_id,
+    record.flow_id,
+  }, '|')
+  redis.call('SET', key, value, 'PX', expires)
+end
+
+-- What readers see: the owner of an open record has died, or was silent for longer than CAMS's answer takes.
+local function state_for_readers(record, overdue)
+  if record.state == 'o' and NOW > record.ends + overdue then
+    return 'u'
+  end
+  return record.state
+end

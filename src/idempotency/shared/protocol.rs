@@ -1,0 +1,352 @@
+//! The operations on shared records: each builds the call of a script, and reads its answer.
+
+use std::time::Duration;
+
+use redis::{FromRedisValue, Value};
+use tokio::time::Instant;
+
+use crate::idempotency::fingerprint::{Fingerprint, RecordName};
+use crate::idempotency::record::Created;
+
+/// An operation on the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Claim,
+    Mark,
+    Settle,
+    Publish,
+    Beat,
+    /// The first heartbeat over a connection.
+    Greet,
+    /// The last one.
+    Leave,
+}
+
+/// One run of a script.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) op: Op,
+    pub(crate) keys: Vec<String>,
+    pub(crate) args: Vec<Vec<u8>>,
+}
+
+/// The name of one claim: the replica, and the claim's number there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Owner(Box<str>);
+
+/// One claim of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeyClaim {
+    pub(crate) name: RecordName,
+    pub(crate) owner: Owner,
+    pub(crate) print: Fingerprint,
+}
+
+/// What a replica finds in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SharedState {
+    /// The key is claimed for this replica.
+    Mine,
+    /// There is no record; nothing was claimed.
+    Absent,
+    /// Another replica has claimed the key, and has sent nothing yet.
+    Claimed,
+    /// An attempt of another replica is under way.
+    Open,
+    /// CAMS has created the flow.
+    Done(Created),
+    /// CAMS may have created the flow.
+    Unknown(SharedRecord),
+    /// Another order has the key.
+    Mismatch,
+    /// There is no record, but a replica may know one that it has not published yet.
+    Gated,
+}
+
+/// An unknown outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SharedRecord {
+    /// The claim whose outcome is unknown.
+    pub(crate) owner: Owner,
+    /// CAMS's request id.
+    pub(crate) request_id: Option<Box<str>>,
+    /// Time until no attempt of it can be signed any more, at the answer; negative if that has
+    /// passed. In milliseconds.
+    pub(crate) until_ms: i64,
+}
+
+/// The answer of `claim`.
+pub(crate) struct ClaimAnswer {
+    pub(crate) epoch: Box<str>,
+    pub(crate) state: SharedState,
+}
+
+/// The answer of `mark`.
+pub(crate) struct MarkAnswer {
+    pub(crate) epoch: Box<str>,
+    pub(crate) is_open: bool,
+}
+
+/// The answer of `settle`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SettleAnswer {
+    pub(crate) epoch: Box<str>,
+    /// False: the store has a record that says more, or is of another claim.
+    pub(crate) is_settled: bool,
+}
+
+/// The answer of a heartbeat.
+pub(crate) struct BeatAnswer {
+    pub(crate) epoch: Box<str>,
+    /// The other replicas, each with the time since its last heartbeat.
+    pub(crate) members: Vec<(Box<str>, Duration)>,
+}
+
+/// How a call has ended, or an unknown outcome is resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SharedEnd {
+    /// CAMS has created the flow.
+    Done(Created),
+    /// CAMS may have created the flow.
+    Unknown { request_id: Option<Box<str>> },
+    /// CAMS has executed nothing, as the owner of the claim knows.
+    Released,
+    /// The flow was not found after the time in which CAMS may execute the call.
+    Absent,
+    /// An operator says that CAMS has executed nothing.
+    NotCreated,
+}
+
+/// An end, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settlement {
+    pub(crate) claim: KeyClaim,
+    pub(crate) end: SharedEnd,
+    /// Nothing of it was signed later.
+    pub(crate) signed_until: Instant,
+}
+
+/// A record of this replica that it publishes: how the call has ended, or `None` while an attempt
+/// may be under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    pub(crate) claim: KeyClaim,
+    /// `Done` or `Unknown`.
+    pub(crate) end: Option<SharedEnd>,
+    pub(crate) signed_until: Instant,
+    /// How long the record is kept.
+    pub(crate) lifetime: Duration,
+}
+
+/// The ids of a record, empty if unknown.
+pub(super) struct Ids<'a> {
+    pub(super) request_id: &'a str,
+    pub(super) flow_id: &'a str,
+}
+
+/// Reads the epoch that `publish` answers.
+pub(super) fn published_epoch(answer: Value) -> Option<Box<str>> {
+    let (epoch, _states): (String, String) = redis::from_redis_value(answer).ok()?;
+    Some(epoch.into())
+}
+
+/// Milliseconds from `now` to `then`, negative if it has passed.
+pub(super) fn offset_ms(then: Instant, now: Instant) -> i64 {
+    let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    match now.checked_duration_since(then) {
+        // Rounded so that the time is never earlier than it is.
+        Some(passed) => -ms(passed),
+        None => ms(then - now).saturating_add(1),
+    }
+}
+
+/// A request id that fits into a record: what CAMS writes is a UUID.
+fn plain(id: &str) -> &str {
+    let is_plain = id.len() <= 64 && !id.contains(['|', '\n']);
+    if is_plain { id } else { "" }
+}
+
+fn text(value: &[String], at: usize) -> Option<&str> {
+    value.get(at).map(String::as_str)
+}
+
+fn strings(answer: Value) -> Option<Vec<String>> {
+    Vec::from_redis_value(answer).ok()
+}
+
+// === impl Settlement ===
+
+impl Settlement {
+    /// Nothing of this claim was sent, or CAMS has refused all of it.
+    pub(crate) fn released(claim: &KeyClaim, now: Instant) -> Self {
+        Self {
+            claim: claim.clone(),
+            end: SharedEnd::Released,
+            signed_until: now,
+        }
+    }
+}
+
+// === impl Op ===
+
+impl Op {
+    /// The script of the operation.
+    pub(crate) fn source(self) -> &'static str {
+        macro_rules! script {
+            ($name:literal) => {
+                concat!(include_str!("prelude.lua"), "\n", include_str!($name))
+            };
+        }
+        match self {
+            Self::Claim => script!("claim.lua"),
+            Self::Mark => script!("mark.lua"),
+            Self::Settle => script!("settle.lua"),
+            Self::Publish => script!("publish.lua"),
+            Self::Beat | Self::Greet | Self::Leave => script!("beat.lua"),
+        }
+    }
+
+    /// The label of the metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Claim => "claim",
+            Self::Mark => "mark",
+            Self::Settle => "settle",
+            Self::Publish => "publish",
+            Self::Beat | Self::Greet | Self::Leave => "key_beat",
+        }
+    }
+
+    /// The name that the script knows it by.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Greet => "greet",
+            Self::Leave => "leave",
+            _ => "beat",
+        }
+    }
+}
+
+// === impl Owner ===
+
+impl Owner {
+    pub(super) fn new(replica: &str, claim: u64) -> Self {
+        Self(format!("{replica}:{claim}").into())
+    }
+
+    /// No claim has this owner.
+    pub(crate) fn none() -> Self {
+        Self("".into())
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+// === impl ClaimAnswer ===
+
+impl ClaimAnswer {
+    pub(crate) fn read(answer: Value) -> Option<Self> {
+        let fields = strings(answer)?;
+        let epoch = text(&fields, 0)?.into();
+        let record = || {
+            let request_id = text(&fields, 4)?;
+            Some(SharedRecord {
+                owner: Owner(text(&fields, 2)?.into()),
+                request_id: (!request_id.is_empty()).then(|| request_id.into()),
+                until_ms: text(&fields, 3)?.parse().ok()?,
+            })
+        };
+        let state = match text(&fields, 1)? {
+            "mine" => SharedState::Mine,
+            "absent" => SharedState::Absent,
+            "gated" => SharedState::Gated,
+            "mismatch" => SharedState::Mismatch,
+            "c" => SharedState::Claimed,
+            "o" => SharedState::Open,
+            "u" => SharedState::Unknown(record()?),
+            "d" => SharedState::Done(Created {
+                flow_id: text(&fields, 5)?.into(),
+                request_id: record()?.request_id,
+            }),
+            _ => return None,
+        };
+        Some(Self { epoch, state })
+    }
+}
+
+// === impl MarkAnswer ===
+
+impl MarkAnswer {
+    pub(crate) fn read(answer: Value) -> Option<Self> {
+        let fields = strings(answer)?;
+        let is_open = match text(&fields, 1)? {
+            "open" => true,
+            "lost" => false,
+            _ => return None,
+        };
+        let epoch = text(&fields, 0)?.into();
+        Some(Self { epoch, is_open })
+    }
+}
+
+// === impl SettleAnswer ===
+
+impl SettleAnswer {
+    pub(crate) fn read(answer: Value) -> Option<Self> {
+        let fields = strings(answer)?;
+        let is_settled = match text(&fields, 1)? {
+            "settled" => true,
+            "kept" => false,
+            _ => return None,
+        };
+        let epoch = text(&fields, 0)?.into();
+        Some(Self { epoch, is_settled })
+    }
+}
+
+// === impl BeatAnswer ===
+
+impl BeatAnswer {
+    pub(crate) fn read(answer: Value) -> Option<Self> {
+        let fields = strings(answer)?;
+        let epoch = text(&fields, 0)?.into();
+        let _age: u64 = text(&fields, 1)?.parse().ok()?;
+        let members = fields[2..].chunks_exact(2).map(|member| {
+            let silent = member[1].parse().ok()?;
+            Some((member[0].as_str().into(), Duration::from_millis(silent)))
+        });
+        Some(Self {
+            epoch,
+            members: members.collect::<Option<_>>()?,
+        })
+    }
+}
+
+// === impl SharedEnd ===
+
+impl SharedEnd {
+    /// The name that the scripts know it by.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Done(_) => "d",
+            Self::Unknown { .. } => "u",
+            Self::Released => "released",
+            Self::Absent => "absent",
+            Self::NotCreated => "not_created",
+        }
+    }
+
+    pub(super) fn ids(&self) -> Ids<'_> {
+        let (request_id, flow_id) = match self {
+            Self::Done(created) => (created.request_id.as_deref(), &*created.flow_id),
+            Self::Unknown { request_id } => (request_id.as_deref(), ""),
+            Self::Released | Self::Absent | Self::NotCreated => (None, ""),
+        };
+        Ids {
+            request_id: plain(request_id.unwrap_or_default()),
+            flow_id,
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Each script for itself, in simulated time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::member::{KEEP_OPEN, LEASE, LEAST_AGE};
+use super::super::protocol::BeatAnswer;
+use super::super::*;
+use super::fake_redis::FakeRedis;
+use crate::idempotency::record::Created;
+
+const HOLD: Duration = Duration::from_secs(30);
+pub(super) const TIMES: Times = Times {
+    keep: Duration::from_secs(24 * 3600),
+    answer_timeout: Duration::from_secs(10),
+    settle: Duration::from_secs(31 * 60),
+};
+
+/// A server with two replicas, and its clock.
+struct Harness {
+    redis: FakeRedis,
+    start: Instant,
+    a: Member,
+    b: Member,
+}
+
+/// The record name of the key with this number.
+pub(super) fn name(number: usize) -> RecordName {
+    RecordName::parse(&format!("{number:032x}")).unwrap()
+}
+
+/// The fingerprint of the order with this number.
+pub(super) fn print(number: usize) -> Fingerprint {
+    Fingerprint::parse(&format!("{number:016x}")).unwrap()
+}
+
+pub(super) fn created(flow: u64) -> Created {
+    Created {
+        flow_id: flow.to_string().into(),
+        request_id: Some("01234567-89AB-CDEF-0123-456789ABCDEF".into()),
+    }
+}
+
+fn claim_of(member: &mut Member) -> KeyClaim {
+    KeyClaim {
+        name: name(1),
+        owner: member.new_owner(),
+        print: print(1),
+    }
+}
+
+// === impl Harness ===
+
+impl Harness {
+    /// Both replicas are members of an epoch that is old enough.
+    fn new() -> Self {
+        let mut harness = Self {
+            redis: FakeRedis::new(&[]),
+            start: Instant::now(),
+            a: Member::new("flowgate:", "a", TIMES),
+            b: Member::new("flowgate:", "b", TIMES),
+        };
+        harness.redis.server().now_ms = 1_800_000_000_000;
+        harness.join();
+        harness.pass(LEAST_AGE);
+        harness
+    }
+
+    /// Both replicas publish nothing in the present epoch, and are members of it.
+    fn join(&mut self) {
+        for _ in 0..2 {
+            for name in ["a", "b"] {
+                let epoch = self.beat(name, Op::Beat);
+                self.member(name).published(&epoch);
+            }
+        }
+    }
+
+    fn member(&mut self, name: &str) -> &mut Member {
+        if name == "a" {
+            &mut self.a
+        } else {
+            &mut self.b
+        }
+    }
+
+    fn now(&self) -> Instant {
+        let passed = self.redis.server().now_ms - 1_800_000_000_000;
+        self.start + Duration::from_millis(passed)
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.redis.server().now_ms += u64::try_from(time.as_millis()).unwrap();
+    }
+
+    fn beat(&mut self, name: &str, op: Op) -> Box<str> {
+        let now = self.now();
+        let call = self.member(name).beat(op, "run", now);
+        let answer = BeatAnswer::read(self.redis.run(&call)).unwrap();
+        let epoch = answer.epoch.clone();
+        self.member(name).heard_beat(answer, now);
+        epoch
+    }
+
+    fn claim(&mut self, name: &str, claim: &KeyClaim) -> SharedState {
+        let call = self.member(name).claim(claim, Some(HOLD));
+        ClaimAnswer::read(self.redis.run(&call)).unwrap().state
+    }
+
+    fn mark(&mut self, name: &str, claim: &KeyClaim) -> bool {
+        let call = self.member(name).mark(claim, HOLD);
+        let answer = MarkAnswer::read(self.redis.run(&call)).unwrap();
+        self.member(name).is_marked(&answer)
+    }
+
+    fn settle(&mut self, claim: &KeyClaim, end: SharedEnd) -> bool {
+        let settlement = Settlement {
+            claim: claim.clone(),
+            end,
+            signed_until: self.now(),
+        };
+        let call = self.a.settle(&settlement, self.now());
+        SettleAnswer::read(self.redis.run(&call))
+            .unwrap()
+            .is_settled
+    }
+}
+
+#[test]
+fn a_key_is_claimed_marked_and_done_for_all_replicas() {
+    let mut harness = Harness::new();
+    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    assert_eq!(harness.claim("a", &a), SharedState::Mine);
+    assert_eq!(harness.claim("a", &a), SharedState::Mine, "once more");
+    assert_eq!(harness.claim("b", &b), SharedState::Claimed);
+    assert!(!harness.mark("b", &b) && harness.mark("a", &a));
+    assert_eq!(harness.claim("b", &b), SharedState::Open);
+    assert!(harness.settle(&a, SharedEnd::Done(created(7))));
+    assert_eq!(harness.claim("b", &b), SharedState::Done(created(7)));
+    assert!(!harness.mark("a", &a), "it has ended");
+    harness.pass(TIMES.keep - Duration::from_millis(1));
+    assert_eq!(harness.claim("b", &b), SharedState::Done(created(7)));
+    harness.pass(Duration::from_millis(1));
+    assert_eq!(harness.claim("b", &b), SharedState::Mine);
+}
+
+#[test]
+fn another_order_is_a_mismatch_in_every_state() {
+    let mut harness = Harness::new();
+    let a = claim_of(&mut harness.a);
+    let other = KeyClaim {
+        print: print(2),
+        ..claim_of(&mut harness.b)
+    };
+    harness.claim("a", &a);
+    assert_eq!(harness.claim("b", &other), SharedState::Mismatch);
+    harness.mark("a", &a);
+    assert_eq!(harness.claim("b", &other), SharedState::Mismatch);
+    harness.settle(&a, SharedEnd::Done(created(7)));
+    assert_eq!(harness.claim("b", &other), SharedState::Mismatch);
+}
+
+#[test]
+fn a_claim_lapses_and_cannot_be_marked_then() {
+    let mut harness = Harness::new();
+    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    harness.claim("a", &a);
+    harness.pass(HOLD + Duration::from_secs(10));
+    assert!(!harness.mark("a", &a));
+    harness.join();
+    assert_eq!(harness.claim("b", &b), SharedState::Mine);
+    assert!(!harness.mark("a", &a) && harness.mark("b", &b));
+}
+
+#[test]
+fn only_its_owner_releases_a_claim() {
+    let mut harness = Harness::new();
+    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    harness.claim("a", &a);
+    assert!(!harness.settle(&b, SharedEnd::Released));
+    assert_eq!(harness.claim("b", &b), SharedState::Claimed);
+    assert!(harness.settle(&a, SharedEnd::Released));
+    assert_eq!(harness.claim("b", &b), SharedState::Mine);
+}
+
+#[test]
+fn an_open_record_of_a_dead_owner_is_unknown_and_absent_only_after_it_has_settled() {
+    let mut harness = Harness::new();
+    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    harness.claim("a", &a);
+    harness.mark("a", &a);
+    harness.pass(HOLD + TIMES.answer_timeout + Duration::from_secs(30));
+    assert_eq!(harness.claim("b", &b), SharedState::Open);
+    harness.pass(Duration::from_millis(1));
+    let SharedState::Unknown(record) = harness.claim("b", &b) else {
+        panic!("it is unknown")
+    };
+    assert_eq!((&record.owner, record.until_ms), (&a.owner, -40_001));
+    harness.pass(TIMES.settle - Duration::from_millis(40_002));
+    assert!(!harness.settle(&a, SharedEnd::Absent));
+    harness.pass(Duration::from_millis(1));
+    assert!(!harness.settle(&b, SharedEnd::Absent), "another attempt");
+    assert!(harness.settle(&a, SharedEnd::Absent));
+    harness.join();
+    assert_eq!(harness.claim("b", &b), SharedState::Mine);
+}
+
+#[test]
+fn the_stronger_state_wins_a_publication() {
+    let mut harness = Harness::new();
+    let a = claim_of(&mut harness.a);
+    let publish = |harness: &mut Harness, end: Option<SharedEnd>| {
+        let published = Published {
+            claim: a.clone(),
+            end,
+            signed_until: harness.now(),
+            lifetime: KEEP_OPEN,
+        };
+        let call = harness.a.publish(&[published], harness.now());
+        harness.redis.run(&call);
+        let key = format!("flowgate:{{once}}:{}", a.name.hex());
+        harness.redis.server().get(&key).unwrap()[..1].to_owned()
+    };
+    let unknown = || Some(SharedEnd::Unknown { request_id: None });
+    let done = || Some(SharedEnd::Done(created(7)));
+    let mut states = String::new();
+    for end in [None, unknown(), None, done(), unknown(), None] {
+        states += &publish(&mut harness, end);
+    }
+    assert_eq!(states, "ouuddd");
+}
+
+#[test]
+fn after_a_flush_a_key_is_free_only_when_all_have_published() {
+    let mut harness = Harness::new();
+    let b = claim_of(&mut harness.b);
+    harness.join();
+    harness.redis.server().data = Default::default();
+    assert_eq!(harness.claim("b", &b), SharedState::Gated);
+    let epoch = harness.beat("b", Op::Beat);
+    harness.b.published(&epoch);
+    harness.beat("b", Op::Beat);
+    harness.pass(LEAST_AGE);
+    // The other replica is known from the time before, and has not published.
+    assert_eq!(harness.claim("b", &b), SharedState::Gated);
+    harness.beat("a", Op::Beat);
+    assert_eq!(harness.claim("b", &b), SharedState::Gated);
+    harness.a.published(&epoch);
+    harness.beat("a", Op::Beat);
+    assert_eq!(harness.claim("b", &b), SharedState::Mine);
+}
+
+#[test]
+fn a_replica_that_is_cut_off_keeps_keys_from_being_claimed_until_its_lease_ends() {
+    let mut harness = Harness::new();
+    let b = claim_of(&mut harness.b);
+    harness.join();
+    harness.redis.server().data = Default::default();
+    for _ in 0..2 {
+        let epoch = harness.beat("b", Op::Beat);
+        harness.b.published(&epoch);
+    }
+    harness.pass(LEASE - Duration::from_millis(1));
+    assert_eq!(harness.claim("b", &b), SharedState::Gated);
+    harness.pass(Duration::from_millis(1));
+    assert_eq!(harness.claim("b", &b), SharedState::Mine);
+}
+
+#[test]
+fn another_server_is_a_new_epoch_for_the_first_that_greets_it() {
+    let mut harness = Harness::new();
+    let now = harness.now();
+    let mut greet = |run: &str| {
+        let call = harness.a.beat(Op::Greet, run, now);
+        BeatAnswer::read(harness.redis.run(&call)).unwrap().epoch
+    };
+    let before = greet("run");
+    assert_eq!(greet("run"), before);
+    let after = greet("other");
+    assert!(after != before && greet("other") == after);
+    assert!(greet("") != greet(""), "it may be another one each time");
+}
+
+#[test]
+fn a_mark_of_an_earlier_epoch_is_not_in_force() {
+    let mut harness = Harness::new();
+    let a = claim_of(&mut harness.a);
+    harness.claim("a", &a);
+    let call = harness.a.mark(&a, HOLD);
+    let late = MarkAnswer::read(harness.redis.run(&call)).unwrap();
+    harness.redis.server().data = Default::default();
+    harness.beat("a", Op::Beat);
+    assert!(late.is_open && !harness.a.is_marked(&late));
+}
