@@ -216,6 +216,10 @@ impl App {
             drop(timeout(LAST_ANSWER_WAIT, self.proxy_server.all_closed()).await);
         }
         phases.enter(Phase::Over);
+        if let Some(shared) = &self.state.calls().shared_records {
+            // Without the store there is nothing to leave.
+            drop(shared.leave().await);
+        }
         if let Some(quota) = &self.state.calls().quota {
             quota.leave().await;
         }
@@ -260,6 +264,10 @@ async fn keep_quota(quota: &Arc<Quota>, calls: &Arc<CallServices>) -> anyhow::Re
         .check()
         .await
         .map_err(|why| anyhow::anyhow!("quota.store: {why}"))?;
+    if let Some(shared) = &calls.shared_records {
+        let (shared, records) = (shared.clone(), calls.records.clone());
+        tokio::spawn(async move { shared.keep(|| records.shareable(Instant::now())).await });
+    }
     let weak = Arc::downgrade(calls);
     tokio::spawn(quota.clone().keep(move || {
         if let Some(calls) = weak.upgrade() {

@@ -16,6 +16,7 @@ pub(crate) mod looks;
 pub(crate) mod reply;
 pub(crate) mod retry;
 pub(crate) mod services;
+mod shared_key;
 pub(crate) mod sign;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -10,10 +10,6 @@ pub(crate) mod key;
 pub(crate) mod looks;
 pub(crate) mod record;
 pub(crate) mod records;
-#[cfg_attr(
-    not(test),
-    allow(dead_code, unused_imports, reason = "the calls do not use it yet")
-)]
 pub(crate) mod shared;
 
 /// What an answer has to do with the key of its call: the value of `x-flowgate-idempotency`.

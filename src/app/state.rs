@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::app::start_error::StartError;
 use crate::call::current_config::Endpoints;
 use crate::call::reply;
-use crate::call::services::{CallServices, bounds_of_keys};
+use crate::call::services::{CallServices, bounds_of_keys, times_of_keys};
 use crate::config::{self, Bind, Config, FlowNames};
 use crate::credentials::keepers::Keepers;
 use crate::idempotency::record::Order;
@@ -142,6 +142,9 @@ impl AppState {
         self.calls
             .records
             .set_bounds(bounds_of_keys(&config_snapshot.config));
+        if let Some(shared) = &self.calls.shared_records {
+            shared.set_times(times_of_keys(&config_snapshot.config));
+        }
         self.calls
             .unverified
             .resize(config_snapshot.config.listen.max_unverified);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::HeaderMap;
 use hyper::{Response, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::attempt::{Attempted, Judged};
 use super::identify::{Caller, Verified};
@@ -17,19 +17,21 @@ use super::judge::Verdict;
 use super::reply::{self, ErrorFormat};
 use super::retry::Decision;
 use super::services::CallServices;
-use super::{AcceptedCall, ActiveCall};
+use super::shared_key::{ClaimedKey, SharedKey};
+use super::{AcceptedCall, ActiveCall, unknown};
 use crate::acs::created_flow::CreatedFlow;
 use crate::acs::flow_id;
-use crate::config::{Config, FlowNames, Mode};
+use crate::config::{Config, FlowNames, Mode, OnKeyLoss};
 use crate::error::{Kind, Outcome, Refusal};
 use crate::idempotency::KeyState;
 use crate::idempotency::fingerprint::{RecordName, equal_name, fingerprint, record_name};
 use crate::idempotency::key::{self, CLIENT_TOKEN, IdempotencyKey};
 use crate::idempotency::record::{
-    Answer, Created, End, Ending, FlowDescription, Order, OrderKind, Progress, Search,
+    Answer, Created, End, Ending, FlowDescription, Order, OrderKind, Progress, Resolution, Search,
     UnknownOutcome, Waiter,
 };
 use crate::idempotency::records::{CallEnd, Claim, Found, Loss, Marked};
+use crate::idempotency::shared::SharedState;
 use crate::observe::journal::JournalOrder;
 use crate::observe::record::{CallStats, Record};
 use crate::operation::Operation;
@@ -64,6 +66,25 @@ enum Owner {
     Claimed(Claim),
     Marked(Marked),
 }
+
+/// A call that runs as the task of its record.
+struct Runner {
+    services: Arc<CallServices>,
+    owner: Option<Owner>,
+    /// The key among the replicas, if there are any.
+    shared: Option<SharedKey>,
+    /// Whether the call may be sent although the store cannot record its key.
+    on_loss: OnKeyLoss,
+    /// False after that.
+    is_protected: bool,
+    /// Whether Flowgate looks for the flow if its outcome is unknown.
+    is_sought: bool,
+    /// No request of the call has a later time stamp than this.
+    stamped_until: Instant,
+}
+
+/// How the call of a record has ended, and the answer of this process, if there is one.
+type Driven = Result<Option<(CallEnd, Option<Answer>)>, Refusal>;
 
 /// Reads the order of a call. `None`: it has no record. A `ClientToken` is not sent to CAMS, which
 /// does not know it.
@@ -226,6 +247,12 @@ fn unrecorded() -> Refusal {
     Refusal::after(Kind::KeysUnavailable, REPEAT_AFTER, message)
 }
 
+fn unshared() -> Refusal {
+    let message = "The store that replicas share cannot record the idempotency key, so Flowgate sent \
+                   nothing. Repeat the call with the same key.";
+    Refusal::after(Kind::KeysUnavailable, REPEAT_AFTER, message)
+}
+
 fn full() -> Refusal {
     let message = "Flowgate remembers no more idempotency keys (exactly_once.max_keys), so it \
                    cannot honour this one. Nothing was sent.";
@@ -256,75 +283,6 @@ fn still_queued() -> Refusal {
     )
 }
 
-/// Runs the call of a key to its end.
-async fn run(
-    services: Arc<CallServices>,
-    call: AcceptedCall,
-    claim: Claim,
-    mut record: Record,
-    order: Option<JournalOrder>,
-    is_sought: bool,
-) {
-    let mut owner = Some(Owner::Claimed(claim));
-    let call = ActiveCall::in_background(&services, call, &mut record, order);
-    let driven = match call {
-        Ok(call) => Box::pin(drive(call, is_sought, &mut owner)).await,
-        Err(refusal) => Err(refusal),
-    };
-    let (end, answer) = match driven {
-        Ok(Some(ended)) => ended,
-        // Its callers have left; dropping the claim frees the record.
-        Ok(None) => return,
-        Err(refusal) => (CallEnd::NotCreated, refused(refusal, &record)),
-    };
-    match owner.take() {
-        Some(Owner::Claimed(claim)) => claim.release(answer),
-        Some(Owner::Marked(marked)) => marked.end(end, answer),
-        None => {}
-    }
-}
-
-/// The steps of a call with a key, as those of another one. Returns `None` if all callers have left
-/// before anything was sent. A refusal means that nothing was executed: after an attempt with
-/// another result the call does not return to the queue.
-async fn drive(
-    mut call: ActiveCall<'_>,
-    is_sought: bool,
-    owner: &mut Option<Owner>,
-) -> Result<Option<(CallEnd, Answer)>, Refusal> {
-    loop {
-        let permit = match &*owner {
-            Some(Owner::Claimed(claim)) => tokio::select! {
-                biased;
-                permit = call.permit() => permit?,
-                () = claim.abandoned() => return Ok(None),
-            },
-            _ => call.permit().await?,
-        };
-        let Some(sending) = call.sign(permit)? else {
-            continue;
-        };
-        let stamped_until = call.limited_call.send_by();
-        *owner = owner.take().map(|owner| owner.mark(stamped_until));
-        let attempt = sending.note.as_ref().map(|note| note.attempt().into());
-        let attempted = call.attempt(sending).await;
-        if matches!(attempted, Attempted::Unrecorded) {
-            call.record.unsent();
-            return Err(unrecorded());
-        }
-        let Some(judged) = call.judge(attempted).await else {
-            continue;
-        };
-        match call.decide(&judged.verdict) {
-            Decision::Again { after } => call.back_off(after).await,
-            Decision::Reply { advice } => {
-                let end = end_of(&judged, attempt, is_sought);
-                return Ok(Some((end, answer_of(&mut call, *judged, advice))));
-            }
-        }
-    }
-}
-
 /// The answer to the first caller.
 fn answer_of(call: &mut ActiveCall<'_>, judged: Judged, advice: Duration) -> Answer {
     let outcome = judged.verdict.outcome();
@@ -337,6 +295,7 @@ fn answer_of(call: &mut ActiveCall<'_>, judged: Judged, advice: Duration) -> Ans
         code,
         attempts,
         waited,
+        is_protected: true,
     }
 }
 
@@ -377,6 +336,7 @@ fn refused(refusal: Refusal, record: &Record) -> Answer {
         result: Err(refusal),
         attempts,
         waited,
+        is_protected: true,
     }
 }
 
@@ -459,10 +419,10 @@ impl KeyedCall<'_> {
             match services.records.find(order.name, &order.order) {
                 Found::New(claim, waiter) => {
                     let own = Record::background(services.telemetry.clone(), record.request_id());
+                    let runner = Runner::new(services, order, claim, &accepted);
                     let journal = services.journal.as_ref();
                     let journal = journal.map(|_| order.journal_order());
-                    let is_sought = order.is_sought;
-                    let run = run(services.clone(), accepted, claim, own, journal, is_sought);
+                    let run = runner.run(accepted, own, journal);
                     services.attempts.spawn(Box::pin(run));
                     return match wait(waiter, self.answer_by, record).await {
                         Ok(ending) => self.first(&ending, record),
@@ -484,10 +444,29 @@ impl KeyedCall<'_> {
                 Found::Done(created) => {
                     return Ok(self.replay(&created, KeyState::Replayed, record));
                 }
-                Found::Unknown(unknown) => return Err(unknown_outcome(&unknown)),
+                Found::Unknown(unknown) => match Box::pin(self.learn_elsewhere()).await {
+                    Some(resolution) => {
+                        unknown::resolve(services, order.name, resolution);
+                    }
+                    None => return Err(unknown_outcome(&unknown)),
+                },
                 Found::Mismatch => return Err(mismatch()),
                 Found::Full => return Err(full()),
             }
+        }
+    }
+
+    /// What another replica has learned of an outcome that is unknown here.
+    async fn learn_elsewhere(&self) -> Option<Resolution> {
+        let OrderCall { name, order, .. } = self.order;
+        let shared = self.services.shared_records.as_ref()?;
+        if order.kind != OrderKind::Keyed {
+            return None;
+        }
+        match shared.read(*name, order.fingerprint).await.ok()? {
+            SharedState::Done(created) => Some(Resolution::Created(created)),
+            SharedState::Absent => Some(Resolution::Absent),
+            _ => None,
         }
     }
 
@@ -506,7 +485,7 @@ impl KeyedCall<'_> {
             };
         };
         record.follow(answer.attempts, answer.waited);
-        let state = self.state_of(&ending.end);
+        let state = self.state_of(&ending.end).filter(|_| answer.is_protected);
         match &answer.result {
             Ok(response) => {
                 record.answered(answer.outcome, &answer.code, response.status());
@@ -659,6 +638,182 @@ impl KeyedCall<'_> {
         let response = reply::replay(&flow, state, self.format);
         record.answered(Outcome::Ok, "OK", StatusCode::OK);
         response
+    }
+}
+
+// === impl Runner ===
+
+impl Runner {
+    fn new(
+        services: &Arc<CallServices>,
+        order: &OrderCall,
+        claim: Claim,
+        accepted: &AcceptedCall,
+    ) -> Self {
+        let hold = accepted.operation.hold;
+        let shared = services.shared_records.as_ref();
+        let shared = shared.filter(|_| order.order.kind == OrderKind::Keyed);
+        let is_sought = order.is_sought;
+        Self {
+            services: services.clone(),
+            owner: Some(Owner::Claimed(claim)),
+            shared: shared
+                .map(|shared| SharedKey::new(shared, order.name, &order.order, hold, is_sought)),
+            on_loss: services.current_config.load().config.exactly_once.on_loss,
+            is_protected: true,
+            is_sought,
+            stamped_until: Instant::now() + hold,
+        }
+    }
+
+    /// Runs the call of a record to its end.
+    async fn run(mut self, call: AcceptedCall, mut record: Record, journal: Option<JournalOrder>) {
+        let services = self.services.clone();
+        let driven = match self.claim_shared().await {
+            Ok(None) => match ActiveCall::in_background(&services, call, &mut record, journal) {
+                Ok(call) => Box::pin(self.drive(call)).await,
+                Err(refusal) => Err(refusal),
+            },
+            Ok(Some(driven)) => driven,
+            Err(refusal) => Err(refusal),
+        };
+        let (end, answer) = match driven {
+            Ok(Some(ended)) => ended,
+            // Its callers have left; dropping the claim frees the record.
+            Ok(None) => (CallEnd::NotCreated, None),
+            Err(refusal) => (CallEnd::NotCreated, Some(refused(refusal, &record))),
+        };
+        self.end(end, answer).await;
+    }
+
+    /// Claims the key among the replicas, if there are any. Returns the end if another replica has
+    /// run the call.
+    async fn claim_shared(&mut self) -> Result<Option<Driven>, Refusal> {
+        let Some(shared) = &self.shared else {
+            return Ok(None);
+        };
+        let claimed = match &self.owner {
+            Some(Owner::Claimed(claim)) => shared.claim(|| claim.follow(), claim.abandoned()).await,
+            _ => shared.claim(|| {}, sleep_until(self.stamped_until)).await,
+        };
+        match claimed {
+            Ok(ClaimedKey::Mine) => Ok(None),
+            Ok(ClaimedKey::Ended(end, stamped_until)) => {
+                // The end is in the store already.
+                self.shared = None;
+                self.stamped_until = stamped_until;
+                Ok(Some(Ok(Some((end, None)))))
+            }
+            Ok(ClaimedKey::Mismatch) => Err(mismatch()),
+            Ok(ClaimedKey::Abandoned) => Ok(Some(Ok(None))),
+            Err(_logged) => self.lose_store().map(|()| None),
+        }
+    }
+
+    /// The store cannot record the key: the call is sent without protection, or refused.
+    fn lose_store(&mut self) -> Result<(), Refusal> {
+        if self.on_loss == OnKeyLoss::Refuse {
+            return Err(unshared());
+        }
+        self.shared = None;
+        self.is_protected = false;
+        Ok(())
+    }
+
+    /// Waits until no caller waits for the call any more.
+    async fn abandoned(&self) {
+        match &self.owner {
+            Some(Owner::Claimed(claim)) => claim.abandoned().await,
+            Some(Owner::Marked(marked)) => marked.abandoned().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The steps of a call with a record, as those of another one. Returns `None` if all callers have
+    /// left while nothing of it was under way. A refusal means that nothing was executed: after an attempt
+    /// with another result the call does not return to the queue.
+    async fn drive(&mut self, mut call: ActiveCall<'_>) -> Driven {
+        loop {
+            // Nothing of the call can be executed here: no attempt is under way, and CAMS has refused
+            // the earlier ones.
+            let permit = tokio::select! {
+                biased;
+                () = self.abandoned() => return Ok(None),
+                permit = call.permit() => permit?,
+            };
+            let Some(sending) = call.sign(permit)? else {
+                continue;
+            };
+            if !self.mark(&mut call).await? {
+                drop(sending);
+                call.record.queued_again(Duration::ZERO);
+                match self.claim_shared().await? {
+                    Some(ended) => return ended,
+                    None => continue,
+                }
+            }
+            let attempt = sending.note.as_ref().map(|note| note.attempt().into());
+            let attempted = call.attempt(sending).await;
+            if matches!(attempted, Attempted::Unrecorded) {
+                call.record.unsent();
+                return Err(unrecorded());
+            }
+            let Some(judged) = call.judge(attempted).await else {
+                continue;
+            };
+            match call.decide(&judged.verdict) {
+                Decision::Again { after } => call.back_off(after).await,
+                Decision::Reply { advice } => {
+                    let end = end_of(&judged, attempt, self.is_sought);
+                    return Ok(Some((end, Some(answer_of(&mut call, *judged, advice)))));
+                }
+            }
+        }
+    }
+
+    /// An attempt that is signed may leave from now on. False: another replica may have the key.
+    async fn mark(&mut self, call: &mut ActiveCall<'_>) -> Result<bool, Refusal> {
+        self.stamped_until = call.limited_call.send_by();
+        if let Some(shared) = &self.shared {
+            match shared.mark(self.stamped_until).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    call.record.unsent();
+                    return Ok(false);
+                }
+                Err(_logged) => self
+                    .lose_store()
+                    .inspect_err(|_refused| call.record.unsent())?,
+            }
+        }
+        let stamped_until = self.stamped_until;
+        self.owner = self.owner.take().map(|owner| owner.mark(stamped_until));
+        Ok(true)
+    }
+
+    /// Tells the other replicas first, then those that wait.
+    async fn end(mut self, end: CallEnd, answer: Option<Answer>) {
+        if let Some(shared) = &self.shared {
+            shared.settle(&end, self.stamped_until).await;
+        }
+        let is_protected = self.is_protected;
+        let answer = answer.map(|answer| Answer {
+            is_protected,
+            ..answer
+        });
+        match (self.owner.take(), answer) {
+            (Some(Owner::Claimed(claim)), Some(answer)) => claim.release(answer),
+            (Some(Owner::Marked(marked)), Some(answer)) => marked.end(end, answer),
+            (Some(Owner::Claimed(claim)), None) => match end {
+                CallEnd::NotCreated => drop(claim),
+                end => claim.learn(end, self.stamped_until),
+            },
+            (Some(Owner::Marked(marked)), None) => marked.learn(end),
+            (None, _) => {}
+        }
+        if let Some(shared) = &self.shared {
+            shared.ended();
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::waiting::WaitingCalls;
 use crate::config::{Config, Listen};
 use crate::error::{Kind, Refusal};
 use crate::idempotency::records::{Bounds, Records};
+use crate::idempotency::shared::{SharedRecords, Times};
 use crate::limiter::Limiter;
 use crate::limiter::shared::Quota;
 use crate::observe::journal::Journal;
@@ -50,6 +51,8 @@ pub(crate) struct CallServices {
     pub(crate) records: Arc<Records>,
     /// The looks for flows of unknown outcomes.
     pub(crate) looks: Looks,
+    /// The idempotency keys that replicas share; `None` without a store.
+    pub(crate) shared_records: Option<Arc<SharedRecords>>,
     /// Attempts in flight, and calls that continue without their callers.
     pub(super) attempts: TaskTracker,
 }
@@ -69,7 +72,13 @@ impl CallServices {
         let max_unverified = config.listen.max_unverified;
         let current_config = CurrentConfig::new(config, endpoints);
         let config_snapshot = current_config.load_full();
+        let shared_records = quota.as_ref().map(|quota| {
+            let times = times_of_keys(&config_snapshot.config);
+            let (store, replica) = (quota.store().clone(), quota.replica());
+            Arc::new(SharedRecords::new(store, replica, times, metrics.clone()))
+        });
         Self {
+            shared_records,
             limiter: Limiter::new(
                 &config_snapshot.config,
                 config_snapshot.routes(),
@@ -163,6 +172,15 @@ impl CallServices {
             _ => return,
         };
         self.metrics.signature_check(result);
+    }
+}
+
+/// How long idempotency keys are kept in the store.
+pub(crate) fn times_of_keys(config: &Config) -> Times {
+    Times {
+        keep: config.exactly_once.keep,
+        answer_timeout: config.upstream.answer_timeout,
+        settle: config.exactly_once.settle,
     }
 }
 

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::services::CallServices;
 use crate::idempotency::fingerprint::RecordName;
-use crate::idempotency::record::{Resolution, UnknownOutcome};
+use crate::idempotency::record::{OrderKind, Resolution, UnknownOutcome};
+use crate::idempotency::shared::SharedEnd;
 use crate::observe::journal::{Resolved, ResolvedAs};
 
 /// Ends an unknown outcome, and answers the callers that wait for it. Returns the outcome that was
@@ -26,7 +27,11 @@ pub(crate) fn resolve(
         }
         Resolution::SettledNotCreated => (ResolvedAs::Settled, None, None),
     };
+    let shared_end = shared_end(&resolution);
     let outcome = services.records.resolve(name, resolution, Instant::now())?;
+    if let Some(end) = shared_end {
+        share(services, name, &outcome, end);
+    }
     record(
         services,
         &outcome,
@@ -35,6 +40,29 @@ pub(crate) fn resolve(
         found.as_deref(),
     );
     Some(outcome)
+}
+
+/// What the other replicas learn of a resolution. `None`: the outcome stays unknown.
+fn shared_end(resolution: &Resolution) -> Option<SharedEnd> {
+    match resolution {
+        Resolution::Created(created) | Resolution::SettledCreated(created) => {
+            Some(SharedEnd::Done(created.clone()))
+        }
+        Resolution::Absent => Some(SharedEnd::Absent),
+        Resolution::SettledNotCreated => Some(SharedEnd::NotCreated),
+        Resolution::Ambiguous(_) => None,
+    }
+}
+
+/// Tells the other replicas. If the store is down, a key that is free here stays unknown there.
+fn share(services: &CallServices, name: RecordName, outcome: &UnknownOutcome, end: SharedEnd) {
+    let shared = services.shared_records.as_ref();
+    let is_shared = outcome.order.kind == OrderKind::Keyed;
+    if let Some(shared) = shared.filter(|_| is_shared) {
+        let (shared, print) = (shared.clone(), outcome.order.fingerprint);
+        let resolve = async move { drop(shared.resolve(name, print, end).await) };
+        services.attempts.spawn(resolve);
+    }
 }
 
 /// Reports that an unknown outcome is not remembered any longer.

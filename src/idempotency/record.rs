@@ -137,6 +137,8 @@ pub(crate) struct Answer {
     pub(crate) attempts: u32,
     /// Time from the arrival to the permit of the last attempt.
     pub(crate) waited: Duration,
+    /// False: the call was sent although its key could not be recorded for all replicas.
+    pub(crate) is_protected: bool,
 }
 
 /// A call that is under way, or whose outcome is unknown.

@@ -17,6 +17,7 @@ use super::record::{
     Answer, Created, End, Ending, Order, OrderKind, Progress, Resolution, Running, Search,
     UnknownOutcome, Waiter,
 };
+use super::shared::{KeyClaim, Owner, Published, SharedEnd};
 use crate::observe::journal::KeyedAttempt;
 
 mod flows;
@@ -236,6 +237,15 @@ impl Records {
         Some(outcome)
     }
 
+    /// The finished and unknown keys, for the store that replicas share.
+    pub(crate) fn shareable(&self, now: Instant) -> Vec<Published> {
+        let table = self.table.lock();
+        let keep = table.bounds.keep;
+        let records = table.records.iter();
+        let shareable = records.filter_map(|(name, record)| record.shareable(*name, keep, now));
+        shareable.collect()
+    }
+
     /// Forgets the records that are too old.
     pub(crate) fn forget_old(&self, now: Instant) -> Forgotten {
         let mut table = self.table.lock();
@@ -411,6 +421,34 @@ impl Record {
         matches!(self.state, State::Running(_))
     }
 
+    /// What the store learns of the record if it is a key that has ended.
+    fn shareable(&self, name: RecordName, keep: Duration, now: Instant) -> Option<Published> {
+        let (end, signed_until, lifetime) = match &self.state {
+            State::Done(done) if !done.is_for_one => {
+                let passed = now.saturating_duration_since(done.at);
+                let end = SharedEnd::Done((*done.created).clone());
+                (end, done.at, keep.checked_sub(passed)?)
+            }
+            State::Unknown(running, outcome) if running.order.kind == OrderKind::Keyed => {
+                let request_id = outcome.request_id.clone();
+                let end = SharedEnd::Unknown { request_id };
+                (end, outcome.stamped_until, KEEP_UNKNOWN)
+            }
+            _ => return None,
+        };
+        Some(Published {
+            claim: KeyClaim {
+                name,
+                owner: Owner::none(),
+                print: self.fingerprint(),
+            },
+            end: Some(end),
+            signed_until,
+            // Redis refuses a lifetime of zero.
+            lifetime: lifetime.max(Duration::from_secs(1)),
+        })
+    }
+
     fn is_for_one(&self) -> bool {
         matches!(&self.state, State::Done(done) if done.is_for_one)
     }
@@ -453,6 +491,19 @@ impl Claim {
         }
     }
 
+    /// Another replica has sent an attempt of this call.
+    pub(crate) fn follow(&self) {
+        if let Some(owned) = &self.0 {
+            owned.running.set(Progress::Open);
+        }
+    }
+
+    /// Another replica has run the call, with this end. No request of it is stamped later than
+    /// `stamped_until`.
+    pub(crate) fn learn(self, end: CallEnd, stamped_until: Instant) {
+        self.mark(stamped_until).finish(end, None);
+    }
+
     /// Frees the record, because the call was refused before anything was sent.
     pub(crate) fn release(mut self, answer: Answer) {
         if let Some(owned) = self.0.take() {
@@ -472,9 +523,22 @@ impl Drop for Claim {
 // === impl Marked ===
 
 impl Marked {
+    /// Waits until no caller waits for the call any more.
+    pub(crate) async fn abandoned(&self) {
+        match &self.owned {
+            Some(owned) => owned.running.abandoned().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// The call has ended.
     pub(crate) fn end(mut self, end: CallEnd, answer: Answer) {
         self.finish(end, Some(answer));
+    }
+
+    /// Another replica has run the call, with this end.
+    pub(crate) fn learn(mut self, end: CallEnd) {
+        self.finish(end, None);
     }
 
     fn finish(&mut self, end: CallEnd, answer: Option<Answer>) {

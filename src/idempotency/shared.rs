@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::fingerprint::{Fingerprint, RecordName};
+use crate::observe::metrics::Metrics;
 use crate::store::{State, Store, Unavailable};
 
 pub(crate) use member::{Member, Times};
@@ -30,12 +31,15 @@ pub(crate) use protocol::{
 /// This replica's access to the records that replicas share.
 pub(crate) struct SharedRecords {
     store: Arc<Store>,
+    metrics: Arc<Metrics>,
     scripts: Scripts,
     member: Mutex<Member>,
     /// The connection over which this replica has greeted the store.
     greeted: tokio::sync::Mutex<Option<Instant>>,
     /// One heartbeat at a time, so that their answers are read in order.
     beats: tokio::sync::Mutex<()>,
+    /// The keys of which an attempt of this replica may be under way.
+    open: Mutex<HashMap<RecordName, Published>>,
     /// Ends that the store does not know yet.
     owed: Mutex<HashMap<RecordName, Settlement>>,
     /// Notified when the store must be told of something before the next heartbeat.
@@ -61,14 +65,21 @@ const CHUNK: usize = 100;
 
 impl SharedRecords {
     /// `replica` is this process's name among the replicas, new at every start.
-    pub(crate) fn new(store: Arc<Store>, replica: &str, times: Times) -> Self {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        replica: &str,
+        times: Times,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let member = Member::new(store.prefix(), replica, times);
         Self {
             store,
+            metrics,
             scripts: Scripts::new(),
             member: Mutex::new(member),
             greeted: tokio::sync::Mutex::default(),
             beats: tokio::sync::Mutex::default(),
+            open: Mutex::default(),
             owed: Mutex::default(),
             wake: Notify::new(),
         }
@@ -124,32 +135,66 @@ impl SharedRecords {
     }
 
     /// Marks the claim open, or extends the mark, because an attempt that is signed may leave and
-    /// others may be signed within `remaining`. `open` runs if the mark is in force: from then on
-    /// this replica publishes the record as open. `None`: the claim is lost, and nothing may be sent
-    /// before another one.
+    /// others may be signed within `remaining`. False: the claim is lost, and nothing may be sent
+    /// before another one. After a mark `ended` must be called at the end.
     ///
     /// # Errors
     /// The store gives no answer, and nothing may be sent. The key is released as soon as the store
     /// answers again.
-    pub(crate) async fn mark<T>(
+    pub(crate) async fn mark(
         &self,
         claim: &KeyClaim,
         remaining: Duration,
-        open: impl FnOnce() -> T,
-    ) -> Result<Option<T>, Unavailable> {
+    ) -> Result<bool, Unavailable> {
+        let signed_until = Instant::now() + remaining;
         let call = self.member.lock().mark(claim, remaining);
         let answer = self.run(&call, MarkAnswer::read).await;
         if let Ok(answer) = &answer {
             // Under the lock: a publication that begins later finds the record open.
             let member = self.member.lock();
             if member.is_marked(answer) {
-                return Ok(Some(open()));
+                let open = Published {
+                    claim: claim.clone(),
+                    end: None,
+                    signed_until,
+                    lifetime: member::KEEP_OPEN,
+                };
+                self.open.lock().insert(claim.name, open);
+                return Ok(true);
             }
         }
         let released = Settlement::released(claim, Instant::now());
         self.owed.lock().insert(claim.name, released);
         self.wake.notify_one();
-        answer.map(|_lost| None)
+        self.ended(claim);
+        answer.map(|_lost| false)
+    }
+
+    /// The call of this claim has ended, and its record of this process says how.
+    pub(crate) fn ended(&self, claim: &KeyClaim) {
+        self.open.lock().remove(&claim.name);
+    }
+
+    /// Records how an unknown outcome was resolved.
+    ///
+    /// # Errors
+    /// The store gives no answer.
+    pub(crate) async fn resolve(
+        &self,
+        name: RecordName,
+        print: Fingerprint,
+        end: SharedEnd,
+    ) -> Result<(), Unavailable> {
+        let SharedState::Unknown(record) = self.read(name, print).await? else {
+            return Ok(());
+        };
+        let owner = record.owner;
+        let settlement = Settlement {
+            claim: KeyClaim { name, owner, print },
+            end,
+            signed_until: Instant::now(),
+        };
+        self.settle(settlement).await.map(drop)
     }
 
     /// Records the end of a call or of an unknown outcome. If the store gives no answer it is
@@ -180,11 +225,13 @@ impl SharedRecords {
         self.store.set_new("look", &key, LOOK_LEASE).await
     }
 
-    /// Sends heartbeats, and publishes `records` in each new epoch, until the future is dropped.
+    /// Sends heartbeats, and publishes the calls under way and `records` in each new epoch, until
+    /// the future is dropped.
     pub(crate) async fn keep(&self, records: impl Fn() -> Vec<Published> + Send) {
         loop {
             // A failure opens the circuit, which is logged where it happens.
-            drop(self.beat_and_publish(&records).await);
+            let kept = self.beat_and_publish(&records).await;
+            self.metrics.keys_degraded(kept.is_err());
             drop(timeout(BEAT, self.wake.notified()).await);
         }
     }
@@ -197,7 +244,10 @@ impl SharedRecords {
         self.beat(Op::Beat).await?;
         let unpublished = self.member.lock().unpublished();
         if let Some(epoch) = unpublished {
-            self.publish(&epoch, records()).await?;
+            // The open ones first: one that ends meanwhile is in `records`.
+            let mut known: Vec<_> = self.open.lock().values().cloned().collect();
+            known.extend(records());
+            self.publish(&epoch, known).await?;
             self.beat(Op::Beat).await?;
         }
         let owed: Vec<_> = self.owed.lock().keys().copied().collect();

@@ -91,6 +91,11 @@ impl Quota {
         }))
     }
 
+    /// Returns the store, for what else the replicas share.
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
     /// Checks the store at the start. `Err`: it answers, but must not be used.
     pub(crate) async fn check(&self) -> Result<(), String> {
         self.store.check().await

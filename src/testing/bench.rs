@@ -166,6 +166,7 @@ fn ending() -> (CallEnd, Answer) {
         code: "OK".into(),
         attempts: 1,
         waited: Duration::ZERO,
+        is_protected: true,
     };
     (CallEnd::Created(created), answer)
 }

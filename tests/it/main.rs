@@ -34,6 +34,7 @@ mod hardening;
 mod health;
 mod holds;
 mod idempotency;
+mod idempotency_replicas;
 mod idempotency_restart;
 mod identification;
 mod journal;

@@ -14,6 +14,7 @@ const DECIDERS: &[&str] = &[
     "call/identify.rs",
     "call/clock.rs",
     "call/judge.rs",
+    "idempotency/shared/member.rs",
     "limiter/fair.rs",
     "limiter/fair",
     "limiter/forecast.rs",

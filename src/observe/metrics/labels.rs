@@ -75,7 +75,7 @@ const CONNECTION_ERRORS: [&str; 14] = [
     "incomplete",
     "broken",
 ];
-const STORE_OPERATIONS: [&str; 10] = [
+const STORE_OPERATIONS: [&str; 17] = [
     "connect",
     "connections",
     "ping",
@@ -86,6 +86,13 @@ const STORE_OPERATIONS: [&str; 10] = [
     "throttled",
     "ended",
     "nonce",
+    "claim",
+    "mark",
+    "settle",
+    "publish",
+    "key_beat",
+    "look",
+    "load",
 ];
 
 /// The result of a refresh that returned a session.

@@ -10,6 +10,7 @@ use super::families::{Families, opts};
 pub(super) struct StoreMetrics {
     up: IntGauge,
     degraded: IntGauge,
+    keys_degraded: IntGauge,
     replicas: IntGauge,
     distance: Gauge,
     seconds: HistogramVec,
@@ -30,6 +31,7 @@ impl StoreMetrics {
         let up = "1 if the store that replicas share answers, else 0.";
         let degraded =
             "1 while the store is down and this replica grants only its part of the quota.";
+        let keys = "1 while the store is down, so that new idempotency keys are refused or sent without protection, else 0.";
         let replicas = "Replicas that share the quota, as last reported by the store.";
         let distance = "Shortest round trip of the latest pings of the store, in seconds.";
         let seconds = "Duration in seconds of each operation on the store, including failed ones.";
@@ -41,6 +43,7 @@ impl StoreMetrics {
         Self {
             up: gauge("store_up", up),
             degraded: gauge("store_degraded", degraded),
+            keys_degraded: gauge("keys_degraded", keys),
             replicas: gauge("replicas", replicas),
             distance: Gauge::with_opts(opts("store_distance_seconds", distance))
                 .expect("a valid name"),
@@ -53,6 +56,7 @@ impl StoreMetrics {
     pub(super) fn register(&self, families: &Families) {
         families.add(Box::new(self.up.clone()));
         families.add(Box::new(self.degraded.clone()));
+        families.add(Box::new(self.keys_degraded.clone()));
         families.add(Box::new(self.replicas.clone()));
         families.add(Box::new(self.distance.clone()));
         families.add(Box::new(self.seconds.clone()));
@@ -73,6 +77,11 @@ impl super::Metrics {
     /// Sets whether the store answers.
     pub(crate) fn store_up(&self, up: bool) {
         self.store.up.set(i64::from(up));
+    }
+
+    /// Sets whether idempotency keys are not shared with the other replicas.
+    pub(crate) fn keys_degraded(&self, degraded: bool) {
+        self.store.keys_degraded.set(i64::from(degraded));
     }
 
     /// Sets whether tokens are granted without the store.

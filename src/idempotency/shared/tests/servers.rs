@@ -25,7 +25,8 @@ fn replica(
     };
     let probe = Box::new(DealProbe::new(&settings));
     let store = Store::open(&settings, probe, Arc::new(Metrics::new())).unwrap();
-    let shared = Arc::new(SharedRecords::new(store, replica, TIMES));
+    let metrics = Arc::new(Metrics::new());
+    let shared = Arc::new(SharedRecords::new(store, replica, TIMES, metrics));
     let keeper = shared.clone();
     tokio::spawn(async move { keeper.keep(|| records.clone()).await });
     shared
@@ -57,8 +58,8 @@ async fn each_operation_once(topology: Topology, ports: &[u16]) {
     let [of_a, of_b] = [claim_of(&a, 1), claim_of(&b, 1)];
     assert_eq!(claim(&a, &of_a).await, SharedState::Mine);
     assert_eq!(claim(&b, &of_b).await, SharedState::Claimed);
-    assert_eq!(b.mark(&of_b, HOLD, || ()).await, Ok(None));
-    assert_eq!(a.mark(&of_a, HOLD, || ()).await, Ok(Some(())));
+    assert_eq!(b.mark(&of_b, HOLD).await, Ok(false));
+    assert_eq!(a.mark(&of_a, HOLD).await, Ok(true));
     assert_eq!(b.read(name(1), print(1)).await, Ok(SharedState::Open));
     assert_eq!(b.read(name(1), print(2)).await, Ok(SharedState::Mismatch));
     assert_eq!(b.read(name(2), print(2)).await, Ok(SharedState::Absent));
@@ -121,11 +122,7 @@ async fn after_a_flush_a_replica_publishes_what_it_knows() {
     let new = claim_of(&b, 1000);
     assert_eq!(claim(&b, &new).await, SharedState::Mine);
     redis.flush().await;
-    assert_eq!(
-        b.mark(&new, HOLD, || ()).await,
-        Ok(None),
-        "its claim is lost"
-    );
+    assert_eq!(b.mark(&new, HOLD).await, Ok(false), "its claim is lost");
     let done = SharedState::Done(created(7));
     assert_eq!(claim(&b, &claim_of(&b, 1)).await, done);
     assert_eq!(claim(&b, &claim_of(&b, 249)).await, done);

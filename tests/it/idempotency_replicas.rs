@@ -1,0 +1,280 @@
+//! Idempotency keys over replicas that share a store: one key, one flow, also when a replica or the
+//! store fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use cams_sim::{Running, Settings, Sim, Verdict};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
+use crate::harness::Metrics;
+use crate::process::Process;
+use crate::redis::Redis;
+
+/// An endpoint without limits and with faults.
+async fn endpoint(faults: &[&str]) -> Running {
+    let settings = Settings {
+        limits: BTreeMap::new(),
+        faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(),
+        ..Settings::default()
+    };
+    Sim::start(settings.with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap()
+}
+
+/// A replica without limits.
+async fn replica(sim: &Running, redis: &Redis, more: &str) -> Process {
+    let store = redis.url();
+    let toml = format!("{more}\n[limits]\npreset = \"none\"\n[quota]\nstore = \"{store}\"\n");
+    Process::start(sim, &toml).await
+}
+
+/// Two replicas that have claimed a key each, so that both are known in the store.
+async fn replicas(sim: &Running, redis: &Redis) -> [Process; 2] {
+    let replicas = [replica(sim, redis, "").await, replica(sim, redis, "").await];
+    for (number, replica) in replicas.iter().enumerate() {
+        let name = format!("warm-{number}");
+        until_served(replica, &name, "first").await;
+    }
+    replicas
+}
+
+/// Repeats a call until it is answered with 200.
+async fn until_served(replica: &Process, name: &str, expected: &str) -> Reply {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    loop {
+        let reply = send(replica, name).await;
+        if reply.status == 200 {
+            assert_eq!(state(&reply), expected, "{reply:?}");
+            return reply;
+        }
+        assert!(Instant::now() < give_up, "{reply:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A CreateFlow whose key is the name of its flow.
+fn keyed(host: &str, name: &str) -> Call {
+    other_order(host, name, name)
+}
+
+fn other_order(host: &str, key: &str, flow: &str) -> Call {
+    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow)];
+    let with_key = |call: &mut Call| call.push("idempotency-key", key);
+    Call::v3_with(host, &query, with_key, (KEY, SECRET))
+}
+
+async fn send(replica: &Process, name: &str) -> Reply {
+    let call = keyed(&replica.proxy.to_string(), name);
+    call.send(replica.proxy).await
+}
+
+fn state(reply: &Reply) -> &str {
+    reply.header("x-flowgate-idempotency").unwrap_or_default()
+}
+
+fn flow_id(reply: &Reply) -> String {
+    reply.json()["Data"]["FlowId"].as_str().unwrap().to_owned()
+}
+
+/// The number of flows that the endpoint has created, by name.
+fn created(sim: &Running) -> BTreeMap<String, usize> {
+    let mut flows = BTreeMap::new();
+    for arrival in sim.arrivals() {
+        if arrival.verdict == Verdict::Accepted {
+            *flows.entry(arrival.flow_name.unwrap()).or_default() += 1;
+        }
+    }
+    flows
+}
+
+fn created_twice(sim: &Running) -> Vec<(String, usize)> {
+    let flows = created(sim).into_iter();
+    flows.filter(|(_, count)| *count > 1).collect()
+}
+
+#[tokio::test]
+async fn a_hundred_calls_of_one_key_over_two_replicas_are_one_attempt() {
+    let sim = endpoint(&["named=welcome,slow=200ms"]).await;
+    let redis = Redis::start().await;
+    let replicas = replicas(&sim, &redis).await;
+    let mut calls = JoinSet::new();
+    for number in 0..100 {
+        let proxy = replicas[number % 2].proxy;
+        let call = keyed(&proxy.to_string(), "welcome");
+        calls.spawn(async move { call.send(proxy).await });
+    }
+    let replies = calls.join_all().await;
+    let ids: BTreeSet<_> = replies.iter().map(flow_id).collect();
+    assert_eq!(ids.len(), 1);
+    let first = replies.iter().filter(|reply| state(reply) == "first");
+    assert_eq!(first.count(), 1);
+    assert_eq!(created(&sim)["welcome"], 1);
+    for replica in &replicas {
+        let again = send(replica, "welcome").await;
+        assert_eq!(state(&again), "replayed", "{again:?}");
+        let host = replica.proxy.to_string();
+        let other = other_order(&host, "welcome", "other");
+        let other = other.send(replica.proxy).await;
+        assert_eq!(
+            (other.status, state(&other)),
+            (400, "mismatch"),
+            "{other:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_key_whose_call_was_refused_is_free_at_all_replicas() {
+    let sim = endpoint(&["named=forbidden,refuse=Ram.PermissionDeny"]).await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    let refused = send(&a, "forbidden").await;
+    assert_eq!(refused.code(), "Ram.PermissionDeny");
+    sim.set_faults(Vec::new());
+    let again = send(&b, "forbidden").await;
+    assert_eq!((again.status, state(&again)), (200, "first"), "{again:?}");
+}
+
+/// Calls of 40 keys at each of these addresses, until all of them have gone. Returns the flow ids.
+fn work(replicas: &[&Process]) -> JoinSet<Vec<(String, String)>> {
+    let mut workers = JoinSet::new();
+    for worker in 0..8 {
+        let proxy = replicas[worker % replicas.len()].proxy;
+        workers.spawn(async move {
+            let mut answers = Vec::new();
+            for number in (0..120).map(|number| number % 40) {
+                let name = format!("flow-{number}");
+                let call = keyed(&proxy.to_string(), &name);
+                let Some(reply) = try_exchange(proxy, &call.bytes()).await else {
+                    return answers;
+                };
+                if reply.status == 200 {
+                    answers.push((name, flow_id(&reply)));
+                } else {
+                    let expected = ["Flowgate.OutcomeUnknown", "System.LimitControl"];
+                    assert!(expected.contains(&&*reply.code()), "{reply:?}");
+                }
+            }
+            answers
+        });
+    }
+    workers
+}
+
+/// Adds what callers have learned. Panics if they have learned two flows of one key.
+async fn learn(answered: &mut BTreeMap<String, String>, workers: JoinSet<Vec<(String, String)>>) {
+    for (name, id) in workers.join_all().await.into_iter().flatten() {
+        let known = answered.entry(name.clone()).or_insert_with(|| id.clone());
+        assert_eq!(*known, id, "{name} has two flows");
+    }
+}
+
+#[tokio::test]
+async fn no_key_is_executed_twice_over_kills_of_a_replica_at_random_times() {
+    let sim = endpoint(&["percent=20,slow=30ms", "percent=5,close-after"]).await;
+    let redis = Redis::start().await;
+    let stays = replica(&sim, &redis, "").await;
+    let mut answered = BTreeMap::new();
+    for _round in 0..6 {
+        let dies = replica(&sim, &redis, "").await;
+        until_known(&[&stays, &dies]).await;
+        let arrived = sim.report().arrived + u64::from(fastrand::u8(1..12));
+        let workers = work(&[&stays, &dies]);
+        let give_up = Instant::now() + Duration::from_secs(5);
+        while sim.report().arrived < arrived && Instant::now() < give_up {
+            tokio::task::yield_now().await;
+        }
+        dies.kill().await;
+        learn(&mut answered, workers).await;
+    }
+    assert_eq!(created_twice(&sim), []);
+    assert!(answered.len() > 10, "{}", answered.len());
+}
+
+async fn until_known(replicas: &[&Process]) {
+    for replica in replicas {
+        Metrics::until(replica.admin, "flowgate_keys_degraded", |seen| seen == 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn no_key_is_executed_twice_while_a_replica_is_frozen_again_and_again() {
+    let sim = endpoint(&["percent=20,slow=30ms"]).await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    let mut answered = BTreeMap::new();
+    let workers = work(&[&a, &b]);
+    for _ in 0..20 {
+        sleep(Duration::from_millis(fastrand::u64(1..60))).await;
+        a.signal("STOP").await;
+        sleep(Duration::from_millis(fastrand::u64(1..150))).await;
+        a.signal("CONT").await;
+    }
+    learn(&mut answered, workers).await;
+    assert_eq!(created_twice(&sim), []);
+    assert_eq!(answered.len(), 40);
+}
+
+#[tokio::test]
+async fn after_a_flush_a_call_in_flight_is_found_by_the_other_replica() {
+    let sim = endpoint(&["named=slow,slow=8s"]).await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    let call = keyed(&a.proxy.to_string(), "slow");
+    let proxy = a.proxy;
+    let slow = tokio::spawn(async move { call.send(proxy).await });
+    while sim.report().arrived < 3 {
+        tokio::task::yield_now().await;
+    }
+    redis.flush().await;
+    let found = until_replayed(&b, "slow").await;
+    let first = slow.await.unwrap();
+    assert_eq!((first.status, state(&first)), (200, "first"), "{first:?}");
+    assert_eq!(flow_id(&found), flow_id(&first));
+    // What was done before the flush is known again, too.
+    until_replayed(&b, "warm-0").await;
+    assert_eq!(created_twice(&sim), []);
+}
+
+/// Repeats a call until it is answered with the flow of another one.
+async fn until_replayed(replica: &Process, name: &str) -> Reply {
+    until_served(replica, name, "replayed").await
+}
+
+#[tokio::test]
+async fn without_the_store_new_keys_are_refused_or_sent_without_protection() {
+    let sim = endpoint(&[]).await;
+    let mut redis = Redis::start().await;
+    let refuses = replica(&sim, &redis, "").await;
+    let sends = replica(&sim, &redis, "[exactly_once]\non_loss = \"send\"\n").await;
+    let done = until_served(&refuses, "done", "first").await;
+    redis.stop().await;
+    for replica in [&refuses, &sends] {
+        Metrics::until(replica.admin, "flowgate_keys_degraded", |seen| seen == 1.0).await;
+    }
+    let again = send(&refuses, "done").await;
+    assert_eq!(state(&again), "replayed", "{again:?}");
+    assert_eq!(flow_id(&again), flow_id(&done));
+    let new = send(&refuses, "new").await;
+    assert_eq!(
+        (new.status, new.code()),
+        (400, "System.LimitControl".into()),
+        "{new:?}"
+    );
+    assert!(new.header("retry-after").is_some(), "{new:?}");
+    let without = Call::v3(&refuses.proxy.to_string(), "unkeyed");
+    assert_eq!(without.send(refuses.proxy).await.status, 200);
+    let sent = send(&sends, "unprotected").await;
+    assert_eq!((sent.status, state(&sent)), (200, ""), "{sent:?}");
+
+    redis.start_again().await;
+    let served = until_served(&refuses, "new", "first").await;
+    let replayed = until_replayed(&sends, "new").await;
+    assert_eq!(flow_id(&served), flow_id(&replayed));
+    until_replayed(&sends, "done").await;
+    assert_eq!(created_twice(&sim), []);
+}
