@@ -81,6 +81,7 @@ fn answer() -> Answer {
         code: "OK".into(),
         attempts: 1,
         waited: Duration::ZERO,
+        is_protected: true,
     }
 }
 

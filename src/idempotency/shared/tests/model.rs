@@ -3,8 +3,8 @@
 //! run is a random sequence of events with a seed of its own, which a failure reports.
 //!
 //! The runs leave out what docs/exactly-once.md names as holes: the store loses a record that no
-//! other replica knows while its writer is dead, silent for longer than the lease, or silent and
-//! unknown to all that are not.
+//! other replica knows while its writer is dead, silent for longer than the lease, or silent while
+//! all others have just started or were silent themselves.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -49,6 +49,8 @@ struct World<'a> {
     messages: Vec<Message>,
     /// The flows that CAMS has created, by key.
     flows: BTreeMap<usize, Vec<u64>>,
+    /// CAMS refuses nothing any more.
+    is_over: bool,
     log: String,
 }
 
@@ -238,6 +240,7 @@ impl<'a> World<'a> {
             replicas: Vec::new(),
             messages: Vec::new(),
             flows: BTreeMap::new(),
+            is_over: false,
             log: String::new(),
             rng,
         };
@@ -307,6 +310,7 @@ impl<'a> World<'a> {
     /// Everything is repaired; whatever is on its way arrives; every replica learns of the one flow.
     fn end(&mut self, keys: usize) -> Result<(), String> {
         self.note(format_args!("end"));
+        self.is_over = true;
         for r in 0..self.replicas.len() {
             self.replicas[r].is_frozen = false;
             self.replicas[r].is_cut = false;
@@ -753,7 +757,7 @@ impl<'a> World<'a> {
         let now = self.now_ms();
         let Message { key, signed_ms, .. } = self.messages[number];
         let is_valid = now <= signed_ms + VALIDITY_MS;
-        let fate = if is_valid && self.rng.u32(..4) > 0 {
+        let fate = if is_valid && (self.is_over || self.rng.u32(..4) > 0) {
             let flow = 100 + number as u64;
             self.flows.entry(key).or_default().push(flow);
             Fate::Created(flow)
@@ -922,10 +926,15 @@ impl<'a> World<'a> {
 
     /// Whether a replica knows of those that are silent, and can say so.
     fn has_witness(&self) -> bool {
-        let is_silent = |replica: &&Replica| replica.is_frozen || replica.is_cut;
-        let mut others = self.replicas.iter().filter(|replica| !is_silent(replica));
-        !self.replicas.iter().any(|replica| is_silent(&replica))
-            || others.any(|replica| self.is_member(replica))
+        let is_silent = |replica: &Replica| replica.is_frozen || replica.is_cut;
+        let mut silent = self.replicas.iter().filter(|replica| is_silent(replica));
+        silent.all(|silent| {
+            let knows = |other: &Replica| {
+                let is_heard = other.last_beat_ms >= silent.last_beat_ms;
+                !is_silent(other) && self.is_member(other) && is_heard
+            };
+            self.replicas.iter().any(knows)
+        })
     }
 
     /// Whether a replica lives, and has been a member long enough for all to know of it.
