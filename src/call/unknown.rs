@@ -11,9 +11,20 @@ use crate::idempotency::record::{OrderKind, Resolution, UnknownOutcome};
 use crate::idempotency::shared::SharedEnd;
 use crate::observe::journal::{Resolved, ResolvedAs};
 
-/// Ends an unknown outcome, and answers the callers that wait for it. Returns the outcome that was
-/// unknown; `None` if it is not unknown any more.
-pub(crate) fn resolve(
+/// Ends an unknown outcome in the store, then here, and answers the callers that wait for it. Returns
+/// the outcome that was unknown; `None` if it is not unknown any more.
+pub(crate) async fn resolve(
+    services: &CallServices,
+    name: RecordName,
+    resolution: Resolution,
+) -> Option<Arc<UnknownOutcome>> {
+    // A repetition that is sent at once must find the key free in the store, too.
+    share(services, name, &resolution).await;
+    resolve_here(services, name, resolution)
+}
+
+/// Like [`resolve`], of an outcome whose end is in the store already.
+pub(crate) fn resolve_here(
     services: &CallServices,
     name: RecordName,
     resolution: Resolution,
@@ -27,11 +38,7 @@ pub(crate) fn resolve(
         }
         Resolution::SettledNotCreated => (ResolvedAs::Settled, None, None),
     };
-    let shared_end = shared_end(&resolution);
     let outcome = services.records.resolve(name, resolution, Instant::now())?;
-    if let Some(end) = shared_end {
-        share(services, name, &outcome, end);
-    }
     record(
         services,
         &outcome,
@@ -55,13 +62,15 @@ fn shared_end(resolution: &Resolution) -> Option<SharedEnd> {
 }
 
 /// Tells the other replicas. If the store is down, a key that is free here stays unknown there.
-fn share(services: &CallServices, name: RecordName, outcome: &UnknownOutcome, end: SharedEnd) {
-    let shared = services.shared_records.as_ref();
-    let is_shared = outcome.order.kind == OrderKind::Keyed;
-    if let Some(shared) = shared.filter(|_| is_shared) {
-        let (shared, print) = (shared.clone(), outcome.order.fingerprint);
-        let resolve = async move { drop(shared.resolve(name, print, end).await) };
-        services.attempts.spawn(resolve);
+async fn share(services: &CallServices, name: RecordName, resolution: &Resolution) {
+    let (Some(shared), Some(end)) = (&services.shared_records, shared_end(resolution)) else {
+        return;
+    };
+    let Some(outcome) = services.records.unknown_outcome(name) else {
+        return;
+    };
+    if outcome.order.kind == OrderKind::Keyed {
+        drop(shared.resolve(name, outcome.order.fingerprint, end).await);
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct SharedRecords {
     open: Mutex<HashMap<RecordName, Published>>,
     /// Ends that the store does not know yet.
     owed: Mutex<HashMap<RecordName, Settlement>>,
+    /// The flows that this replica may look for, and until when.
+    leases: Mutex<HashMap<RecordName, Instant>>,
     /// Notified when the store must be told of something before the next heartbeat.
     wake: Notify,
 }
@@ -81,6 +83,7 @@ impl SharedRecords {
             beats: tokio::sync::Mutex::default(),
             open: Mutex::default(),
             owed: Mutex::default(),
+            leases: Mutex::default(),
             wake: Notify::new(),
         }
     }
@@ -216,13 +219,26 @@ impl SharedRecords {
         Ok(answer)
     }
 
-    /// Returns whether this replica may look for the flow of an unknown record now.
+    /// Returns whether this replica may look for the flow of an unknown record now. It may until its
+    /// lease ends; then another replica may be first.
     ///
     /// # Errors
     /// The store gives no answer.
     pub(crate) async fn lease_look(&self, name: RecordName) -> Result<bool, Unavailable> {
+        let now = Instant::now();
+        {
+            let mut leases = self.leases.lock();
+            leases.retain(|_, until| now < *until);
+            if leases.contains_key(&name) {
+                return Ok(true);
+            }
+        }
         let key = self.member.lock().look_key(name);
-        self.store.set_new("look", &key, LOOK_LEASE).await
+        let is_new = self.store.set_new("look", &key, LOOK_LEASE).await?;
+        if is_new {
+            self.leases.lock().insert(name, now + LOOK_LEASE);
+        }
+        Ok(is_new)
     }
 
     /// Sends heartbeats, and publishes the calls under way and `records` in each new epoch, until

@@ -17,7 +17,8 @@ use crate::idempotency::looks::{
     Evidence, FlowStatus, Look, LookKind, Others, Schedule, Verdict, Wanted, Watch, candidate_id,
     decide,
 };
-use crate::idempotency::record::{Created, FlowDescription, Resolution, UnknownOutcome};
+use crate::idempotency::record::{Created, FlowDescription, OrderKind, Resolution, UnknownOutcome};
+use crate::idempotency::shared::{SharedRecords, SharedState};
 use crate::primitives::id::AccountId;
 use crate::primitives::text::{capped, millis};
 
@@ -165,9 +166,12 @@ impl AccountLooks {
     }
 
     async fn look(&mut self, services: &Arc<CallServices>, batch: Batch) {
-        // With replicas, the one that leases the record looks.
         if !may_look(services, &self.account) {
             self.pause_until = Instant::now() + UNCONFIGURED_FOR;
+            return;
+        }
+        let batch = self.leased(services, batch).await;
+        if batch.sought.is_empty() {
             return;
         }
         let began = Instant::now();
@@ -182,10 +186,34 @@ impl AccountLooks {
         };
         for sought in &batch.sought {
             match self.verdict(services, sought, &listing, began).await {
-                Ok(verdict) => self.conclude(services, sought, &verdict),
+                Ok(verdict) => self.conclude(services, sought, &verdict).await,
                 Err(error) => self.failed(services, sought, &error),
             }
         }
+    }
+
+    /// Leaves out what another replica has resolved or looks for now.
+    async fn leased(&mut self, services: &CallServices, batch: Batch) -> Batch {
+        let Some(shared) = &services.shared_records else {
+            return batch;
+        };
+        let Batch { kind, sought } = batch;
+        let mut leased = Vec::new();
+        for sought in sought {
+            match lease(shared, &sought).await {
+                Lease::Mine => leased.push(sought),
+                Lease::Resolved(created) => {
+                    let resolution = Resolution::Created(created);
+                    unknown::resolve_here(services, sought.name, resolution);
+                }
+                Lease::Elsewhere => {
+                    let watch = self.watches.entry(sought.name).or_default();
+                    watch.failed(Instant::now());
+                }
+            }
+        }
+        let sought = leased;
+        Batch { kind, sought }
     }
 
     /// Asks for all pages of the list.
@@ -254,7 +282,7 @@ impl AccountLooks {
     }
 
     /// Ends an outcome if the look has proved something.
-    fn conclude(&mut self, services: &CallServices, sought: &Sought, verdict: &Verdict) {
+    async fn conclude(&mut self, services: &CallServices, sought: &Sought, verdict: &Verdict) {
         let Sought { name, outcome } = sought;
         let watch = self.watches.entry(*name).or_default();
         watch.looked(verdict, Instant::now());
@@ -278,7 +306,9 @@ impl AccountLooks {
         };
         services.metrics.looked(self.account.as_str(), result);
         if let Some(resolution) = resolution
-            && unknown::resolve(services, *name, resolution.clone()).is_some()
+            && unknown::resolve(services, *name, resolution.clone())
+                .await
+                .is_some()
         {
             log(outcome, &resolution, looks);
         }
@@ -319,6 +349,32 @@ impl AccountLooks {
                 "CAMS does not permit this account to look for flows"
             );
         }
+    }
+}
+
+/// Who looks for a flow.
+enum Lease {
+    /// This replica.
+    Mine,
+    /// Another one.
+    Elsewhere,
+    /// Nobody: another one has found it.
+    Resolved(Created),
+}
+
+/// Asks the store who looks for the flow of a key. While the store is down, each replica looks.
+async fn lease(shared: &SharedRecords, sought: &Sought) -> Lease {
+    let Sought { name, outcome } = sought;
+    if outcome.order.kind != OrderKind::Keyed {
+        return Lease::Mine;
+    }
+    match shared.read(*name, outcome.order.fingerprint).await {
+        Ok(SharedState::Done(created)) => Lease::Resolved(created),
+        Ok(_) => match shared.lease_look(*name).await {
+            Ok(false) => Lease::Elsewhere,
+            Ok(true) | Err(_) => Lease::Mine,
+        },
+        Err(_down) => Lease::Mine,
     }
 }
 

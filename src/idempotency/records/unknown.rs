@@ -62,6 +62,13 @@ impl Records {
         table.unknown(table.unknown.by_account.values().flatten())
     }
 
+    /// The unknown outcome of a record, if it has one.
+    pub(crate) fn unknown_outcome(&self, name: RecordName) -> Option<Arc<UnknownOutcome>> {
+        let table = self.table.lock();
+        let unknown = table.unknown(std::iter::once(&name));
+        unknown.into_iter().next().map(|(_, outcome)| outcome)
+    }
+
     /// The unknown outcomes of an account, the oldest first.
     pub(crate) fn unknown_of(&self, account: &AccountId) -> Vec<(RecordName, Arc<UnknownOutcome>)> {
         let table = self.table.lock();
