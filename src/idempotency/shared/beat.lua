@@ -12,9 +12,14 @@ if OP == 'leave' then
   return { id, int(NOW - since) }
 end
 if id ~= KNOWN then
-  -- The store may have lost its list: a member that is cut off from the store keeps the gate closed all the same.
+  -- The store may have lost its list, or have an old one: a member that is cut off from the store keeps the gate closed
+  -- all the same.
   for i = FIRST, #ARGV, 2 do
-    redis.call('HSETNX', KEYS[2], ARGV[i], int(math.max(NOW - tonumber(ARGV[i + 1]), 0)) .. '|')
+    local seen = math.max(NOW - tonumber(ARGV[i + 1]), 0)
+    local listed = redis.call('HGET', KEYS[2], ARGV[i])
+    if not listed or tonumber(string.match(listed, '^%d+')) < seen then
+      redis.call('HSET', KEYS[2], ARGV[i], int(seen) .. '|')
+    end
   end
 end
 if PUBLISHED ~= '' then

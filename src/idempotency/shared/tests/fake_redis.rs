@@ -149,10 +149,11 @@ impl Server {
                 hash.insert(field.clone(), value.clone());
                 Ok(LuaValue::Integer(1))
             }
-            ("HSETNX", [key, field, value]) => {
-                let hash = self.data.hashes.entry(key.clone()).or_default();
-                hash.entry(field.clone()).or_insert_with(|| value.clone());
-                Ok(LuaValue::Integer(1))
+            ("HGET", [key, field]) => {
+                match self.data.hashes.get(key).and_then(|hash| hash.get(field)) {
+                    Some(value) => text(value),
+                    None => Ok(LuaValue::Boolean(false)),
+                }
             }
             ("HDEL", [key, field]) => {
                 let hash = self.data.hashes.entry(key.clone()).or_default();

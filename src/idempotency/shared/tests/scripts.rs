@@ -268,6 +268,26 @@ fn a_replica_that_is_cut_off_keeps_keys_from_being_claimed_until_its_lease_ends(
 }
 
 #[test]
+fn a_silent_replica_is_waited_for_also_if_a_failover_brings_an_old_list_back() {
+    let mut harness = Harness::new();
+    let b = claim_of(&mut harness.b);
+    let replicated = harness.redis.server().data.clone();
+    harness.pass(LEASE + LEASE);
+    harness.join();
+    harness.redis.server().data = replicated;
+    let now = harness.now();
+    let call = harness.b.beat(Op::Greet, "other", now);
+    let answer = BeatAnswer::read(harness.redis.run(&call)).unwrap();
+    let epoch = answer.epoch.clone();
+    harness.b.heard_beat(answer, now);
+    harness.b.published(&epoch);
+    harness.pass(LEASE - Duration::from_millis(1));
+    assert_eq!(harness.claim("b", &b), SharedState::Gated);
+    harness.pass(Duration::from_millis(1));
+    assert_eq!(harness.claim("b", &b), SharedState::Mine);
+}
+
+#[test]
 fn another_server_is_a_new_epoch_for_the_first_that_greets_it() {
     let mut harness = Harness::new();
     let now = harness.now();
