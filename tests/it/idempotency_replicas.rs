@@ -210,9 +210,9 @@ async fn no_key_is_executed_twice_while_a_replica_is_frozen_again_and_again() {
     let workers = work(&[&a, &b]);
     for _ in 0..20 {
         sleep(Duration::from_millis(fastrand::u64(1..60))).await;
-        a.signal("STOP").await;
+        a.signal("-STOP").await;
         sleep(Duration::from_millis(fastrand::u64(1..150))).await;
-        a.signal("CONT").await;
+        a.signal("-CONT").await;
     }
     learn(&mut answered, workers).await;
     assert_eq!(created_twice(&sim), []);
