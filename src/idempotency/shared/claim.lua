@@ -28,7 +28,7 @@ if record then
   if record.print ~= PRINT then
     return { id, 'mismatch' }
   end
-  local is_mine = record.state == 'c' and record.owner == OWNER
+  local is_mine = record.state == 'c' and record.owner == OWNER and record.claimed_in == id
   if not is_mine then
     local state = state_for_readers(record, OVERDUE)
     return { id, state, record.owner, int(record.ends - NOW), record.request_id, record.flow_id }
@@ -39,7 +39,7 @@ elseif is_gated() then
   return { id, 'gated' }
 end
 if LIFETIME > 0 then
-  local claim = { state = 'c', owner = OWNER, print = PRINT, ends = NOW, request_id = '', flow_id = '' }
+  local claim = { state = 'c', owner = OWNER, print = PRINT, ends = NOW, claimed_in = id, request_id = '', flow_id = '' }
   write(KEYS[3], claim, LIFETIME)
 end
 return { id, 'mine' }

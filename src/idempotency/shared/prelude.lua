@@ -1,7 +1,7 @@
 -- The part that all scripts of the idempotency keys begin with.
 -- KEYS: the epoch, the members, the records. ARGV[1..3]: this replica, an id for a new epoch, the server's run.
--- A record is one string: state|owner|fingerprint|until|CAMS's request id|flow id. Its state is c (claimed), o (open),
--- u (unknown) or d (done). Times are milliseconds of the store's clock.
+-- A record is one string: state|owner|fingerprint|until|epoch|CAMS's request id|flow id. Its state is c (claimed), o (open),
+-- u (unknown) or d (done). The epoch is that of the claim. Times are milliseconds of the store's clock.
 
 local REPLICA, FRESH, RUN = ARGV[1], ARGV[2], ARGV[3]
 -- The stronger state says more of what CAMS has done.
@@ -38,8 +38,8 @@ local function read(key)
   if not value then
     return nil
   end
-  local state, owner, print, ends, request_id, flow_id =
-    string.match(value, '^(%a)|([^|]*)|(%x*)|(%d+)|([^|]*)|(.*)$')
+  local state, owner, print, ends, claimed_in, request_id, flow_id =
+    string.match(value, '^(%a)|([^|]*)|(%x*)|(%d+)|(%x*)|([^|]*)|(.*)$')
   if not state then
     return nil
   end
@@ -48,6 +48,7 @@ local function read(key)
     owner = owner,
     print = print,
     ends = tonumber(ends),
+    claimed_in = claimed_in,
     request_id = request_id,
     flow_id = flow_id,
   }
@@ -59,6 +60,7 @@ local function write(key, record, expires)
     record.owner,
     record.print,
     int(record.ends),
+    record.claimed_in or '',
     record.request_id,
     record.flow_id,
   }, '|')

@@ -20,6 +20,9 @@ for i = 3, #KEYS do
   local ends = math.max(known.ends, record and record.ends or 0)
   if not record or RANK[record.state] < RANK[known.state] then
     record = known
+  elseif record.state == 'o' and known.state == 'o' and record.owner ~= known.owner then
+    -- A failover has brought an earlier call back. Neither may send another attempt.
+    record.state = 'u'
   end
   record.ends = ends
   write(KEYS[i], record, ARGV[at + 4])
