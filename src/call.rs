@@ -326,6 +326,14 @@ impl<'a> ActiveCall<'a> {
         Some(journal.note(flow_name, &self.operation, request_id, key))
     }
 
+    /// The attempts of the call may leave although the journal cannot record them.
+    fn needs_no_journal(&mut self) {
+        let background = self.background.as_deref_mut();
+        if let Some(order) = background.and_then(|background| background.journal_key.as_mut()) {
+            order.is_required = false;
+        }
+    }
+
     /// Sends one attempt. Not an `async fn`: its future would hold these arguments until it ends.
     fn attempt(&self, sending: Sending) -> impl Future<Output = Attempted> + use<> {
         attempt::attempt(self.services, sending)

@@ -397,6 +397,7 @@ impl OrderCall {
             name: self.name.hex(),
             fingerprint: self.order.fingerprint.hex(),
             kind: self.order.kind,
+            is_required: self.order.kind == OrderKind::Keyed,
             flow_name: flow.name.to_string(),
             space: flow.space.to_string(),
             categories: flow.categories.clone(),
@@ -729,6 +730,17 @@ impl Runner {
         }
     }
 
+    /// The journal cannot record the attempt: the call is sent without protection, or refused.
+    fn lose_journal(&mut self, call: &mut ActiveCall<'_>) -> Result<(), Refusal> {
+        if self.on_loss == OnKeyLoss::Refuse {
+            return Err(unrecorded());
+        }
+        self.is_protected = false;
+        call.needs_no_journal();
+        call.record.queued_again(Duration::ZERO);
+        Ok(())
+    }
+
     /// The steps of a call with a record, as those of another one. Returns `None` if all callers have
     /// left while nothing of it was under way. A refusal means that nothing was executed: after an attempt
     /// with another result the call does not return to the queue.
@@ -756,7 +768,8 @@ impl Runner {
             let attempted = call.attempt(sending).await;
             if matches!(attempted, Attempted::Unrecorded) {
                 call.record.unsent();
-                return Err(unrecorded());
+                self.lose_journal(&mut call)?;
+                continue;
             }
             let Some(judged) = call.judge(attempted).await else {
                 continue;

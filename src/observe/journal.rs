@@ -53,6 +53,8 @@ pub(crate) struct JournalOrder {
     /// The fingerprint of its parameters, in hexadecimal.
     pub(crate) fingerprint: String,
     pub(crate) kind: OrderKind,
+    /// Whether an attempt may leave only if the journal has it.
+    pub(crate) is_required: bool,
     /// The name of the flow.
     pub(crate) flow_name: String,
     /// The CustSpaceId of the flow; empty if there is none.
@@ -78,8 +80,8 @@ pub(crate) struct Note {
     sent: Bytes,
     /// Whether the response contains the id of a new flow.
     creates: bool,
-    /// Whether the attempt has an idempotency key.
-    is_keyed: bool,
+    /// Whether the attempt may leave only if it is recorded.
+    is_required: bool,
 }
 
 /// Maximum length of a flow's name that is looked for, in bytes.
@@ -176,7 +178,7 @@ impl Journal {
             attempt,
             sent: sent.into(),
             creates,
-            is_keyed: key.is_some_and(|key| key.kind == OrderKind::Keyed),
+            is_required: key.is_some_and(|key| key.is_required),
         }
     }
 
@@ -224,7 +226,7 @@ impl Note {
 
     /// Whether the attempt may leave only if it is recorded: its key must be known after a restart.
     pub(crate) fn must_be_recorded(&self) -> bool {
-        self.is_keyed
+        self.is_required
     }
 
     /// The journal's name of the attempt.

@@ -23,11 +23,15 @@ async fn endpoint(faults: &[&str]) -> Running {
 
 /// A Flowgate with this journal and without limits.
 async fn start(sim: &Running, journal: &Path) -> Process {
-    let journal = format!(
-        "[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n",
+    start_with(sim, journal, "").await
+}
+
+async fn start_with(sim: &Running, journal: &Path, more: &str) -> Process {
+    let toml = format!(
+        "[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n{more}",
         journal.display()
     );
-    Process::start(sim, &journal).await
+    Process::start(sim, &toml).await
 }
 
 fn keyed(process: &Process, key: &str, flow: &str) -> Call {
@@ -175,5 +179,23 @@ async fn a_keyed_call_that_cannot_be_recorded_is_not_sent() {
     assert_eq!(
         created(&sim),
         [("keyed".into(), 1), ("unkeyed".into(), 1)].into()
+    );
+}
+
+#[tokio::test]
+async fn a_keyed_call_that_cannot_be_recorded_may_be_sent_without_protection() {
+    let sim = endpoint(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let process = start_with(&sim, &path, "[exactly_once]\non_loss = \"send\"\n").await;
+    process.files_end_at(Some(0));
+    let sent = send(&process, "k", "keyed").await;
+    assert_eq!((sent.status, state(&sent)), (200, ""), "{sent:?}");
+    process.files_end_at(None);
+    let protected = send(&process, "k-2", "other").await;
+    assert_eq!((protected.status, state(&protected)), (200, "first"));
+    assert_eq!(
+        created(&sim),
+        [("keyed".into(), 1), ("other".into(), 1)].into()
     );
 }

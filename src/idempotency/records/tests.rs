@@ -219,6 +219,7 @@ fn attempt(
             name: name(key).hex(),
             fingerprint: print("Welcome").hex(),
             kind: OrderKind::Keyed,
+            is_required: true,
             flow_name: "Welcome".to_owned(),
             space: "cams-1".to_owned(),
             categories: vec!["SIGN_UP".to_owned()],

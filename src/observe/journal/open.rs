@@ -200,6 +200,7 @@ impl KeyedAttempt {
                 name: sent.key?.into_owned(),
                 fingerprint: sent.print?.into_owned(),
                 kind: sent.kind,
+                is_required: false,
                 flow_name: sent.flow_name.map(Cow::into_owned).unwrap_or_default(),
                 space: sent.space.map(Cow::into_owned).unwrap_or_default(),
                 categories: sent.categories.into_iter().map(Cow::into_owned).collect(),
