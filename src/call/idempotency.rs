@@ -447,7 +447,7 @@ impl KeyedCall<'_> {
                 }
                 Found::Unknown(unknown) => match Box::pin(self.learn_elsewhere()).await {
                     Some(resolution) => {
-                        unknown::resolve(services, order.name, resolution);
+                        unknown::resolve_here(services, order.name, resolution);
                     }
                     None => return Err(unknown_outcome(&unknown)),
                 },
