@@ -143,6 +143,7 @@ pub(super) async fn answer(
     let operation = accepted.operation.clone();
     let metrics = services.metrics.calls(operation.labels());
     record.queued(operation.clone(), metrics);
+    record.has_order(order.name.short().into());
     let call = KeyedCall {
         services,
         operation: &operation,
@@ -419,6 +420,7 @@ impl KeyedCall<'_> {
         loop {
             match services.records.find(order.name, &order.order) {
                 Found::New(claim, waiter) => {
+                    record.repeats(&order.order.request_id);
                     let own = Record::background(services.telemetry.clone(), record.request_id());
                     let runner = Runner::new(services, order, claim, &accepted);
                     let journal = services.journal.as_ref();
@@ -435,6 +437,7 @@ impl KeyedCall<'_> {
                     };
                 }
                 Found::Running(waiter) => {
+                    record.repeats(&waiter.order().request_id);
                     let ending = self.attach(waiter, accepted.bytes, record).await?;
                     if let Some(answer) = self.attached(&ending, record) {
                         return answer;
@@ -449,7 +452,10 @@ impl KeyedCall<'_> {
                     Some(resolution) => {
                         unknown::resolve_here(services, order.name, resolution);
                     }
-                    None => return Err(unknown_outcome(&unknown)),
+                    None => {
+                        record.repeats(&unknown.order.request_id);
+                        return Err(unknown_outcome(&unknown));
+                    }
                 },
                 Found::Mismatch => return Err(mismatch()),
                 Found::Full => return Err(full()),

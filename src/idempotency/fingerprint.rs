@@ -109,6 +109,11 @@ impl RecordName {
         crate::acs::v3::hex(&self.0)
     }
 
+    /// The first 8 hexadecimal digits of the name, for the log.
+    pub(crate) fn short(self) -> String {
+        crate::acs::v3::hex(&self.0[..4])
+    }
+
     /// Reads the name in hexadecimal.
     pub(crate) fn parse(hex: &str) -> Option<Self> {
         let number = u128::from_str_radix(hex, 16).ok()?;

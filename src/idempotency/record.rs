@@ -252,6 +252,11 @@ impl Waiter {
         }
     }
 
+    /// The order of the call that it waits for.
+    pub(crate) fn order(&self) -> &Order {
+        &self.running.order
+    }
+
     /// How far the call is now.
     pub(crate) fn progress(&self) -> Progress {
         self.progress.borrow().clone()

@@ -48,14 +48,24 @@ pub(crate) struct Record {
     flow_name: Option<Box<str>>,
     stage: Stage,
     attempts: u32,
-    /// Time from the arrival to the latest send permit.
-    waited: Option<Duration>,
+    /// Milliseconds from the arrival to the latest send permit. A `Duration` would make the future of
+    /// a call larger.
+    waited_ms: Option<u32>,
     /// Milliseconds that it has waited for a session of its account.
     session_ms: u32,
     /// CAMS's request id of the latest attempt.
     cams_request_id: Option<Box<str>>,
     trace: Option<Box<Trace>>,
+    order: Option<Box<OrderNote>>,
     ended: bool,
+}
+
+/// What the log line of a call with a record has of it.
+struct OrderNote {
+    /// The beginning of the record's name, in hexadecimal; never the key.
+    once: Box<str>,
+    /// Flowgate's id of the order's first request, if that is another one.
+    first_request_id: Option<Box<str>>,
 }
 
 /// The wait and the attempts of a call, for the headers of its answer.
@@ -86,6 +96,10 @@ struct CallEnd<'a> {
 /// the longest names the services of a chain of roles, their status, code and request id.
 const MAX_DETAIL: usize = 1000;
 
+fn whole_millis(time: Duration) -> u32 {
+    u32::try_from(millis(time)).unwrap_or(u32::MAX)
+}
+
 // === impl Record ===
 
 impl Record {
@@ -101,10 +115,11 @@ impl Record {
             flow_name: None,
             stage: Stage::Arriving,
             attempts: 0,
-            waited: None,
+            waited_ms: None,
             session_ms: 0,
             cams_request_id: None,
             trace: None,
+            order: None,
             ended: false,
         }
     }
@@ -118,11 +133,28 @@ impl Record {
         record
     }
 
+    /// The call has a record, whose name begins with `once`.
+    pub(crate) fn has_order(&mut self, once: Box<str>) {
+        let first_request_id = None;
+        self.order = Some(Box::new(OrderNote {
+            once,
+            first_request_id,
+        }));
+    }
+
+    /// The record is that of an order with this first request, which may be this one.
+    pub(crate) fn repeats(&mut self, first_request_id: &str) {
+        if let Some(order) = &mut self.order {
+            let is_other = *first_request_id != *self.request_id;
+            order.first_request_id = is_other.then(|| first_request_id.into());
+        }
+    }
+
     /// Takes over the attempts and the wait of the call that answered for this one.
     pub(crate) fn follow(&mut self, attempts: u32, waited: Duration) {
         self.stage = Stage::Queued;
         self.attempts = attempts;
-        self.waited = Some(waited);
+        self.waited_ms = Some(whole_millis(waited));
     }
 
     /// An attempt of the call that answers for this one may have left.
@@ -162,10 +194,14 @@ impl Record {
         self.attempts
     }
 
+    fn waited(&self) -> Option<Duration> {
+        self.waited_ms.map(u64::from).map(Duration::from_millis)
+    }
+
     /// The wait and the attempts so far.
     pub(crate) fn service(&self) -> CallStats {
         CallStats {
-            waited: self.waited.unwrap_or_default(),
+            waited: self.waited().unwrap_or_default(),
             attempts: self.attempts,
         }
     }
@@ -222,7 +258,7 @@ impl Record {
 
     /// The wait that began then has ended, with a session or without one.
     pub(crate) fn waited_for_session(&mut self, began: Instant) {
-        let waited = u32::try_from(millis(began.elapsed())).unwrap_or(u32::MAX);
+        let waited = whole_millis(began.elapsed());
         self.session_ms = self.session_ms.saturating_add(waited);
         self.trace(|trace, now| trace.begin(StepKind::Queue, now));
         tracing::debug!(
@@ -258,7 +294,7 @@ impl Record {
                 .metrics
                 .client_turn(operation.account_label(), operation.client.as_str());
         }
-        let is_first = self.waited.replace(age).is_none();
+        let is_first = self.waited_ms.replace(whole_millis(age)).is_none();
         if is_first && let Some(metrics) = &self.metrics {
             metrics.waited(age);
         }
@@ -385,12 +421,17 @@ impl Record {
             status = ending.status,
             attempts = self.attempts,
             waited_ms = self
-                .waited
+                .waited()
                 .or_else(|| operation.map(|_| self.arrived.elapsed()))
                 .map(millis),
             session_ms = Some(self.session_ms).filter(|ms| *ms > 0),
             took_ms = millis(self.arrived.elapsed()),
             cams_request_id = self.cams_request_id.as_deref().map(capped),
+            once = self.order.as_ref().map(|order| &*order.once),
+            first_request_id = self
+                .order
+                .as_ref()
+                .and_then(|order| order.first_request_id.as_deref()),
             detail = Some(capped_at(ending.detail, MAX_DETAIL)).filter(|detail| !detail.is_empty()),
             "call"
         );
@@ -441,7 +482,7 @@ impl Record {
             code: capped(ending.verdict).into(),
             status: ending.status,
             attempts: self.attempts,
-            waited: self.waited.unwrap_or(if self.operation.is_some() {
+            waited: self.waited().unwrap_or(if self.operation.is_some() {
                 took
             } else {
                 Duration::ZERO
