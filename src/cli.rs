@@ -81,14 +81,16 @@ pub enum Command {
     },
     /// List attempts that were sent and have no recorded end, for example after a crash.
     ///
-    /// Exit code 1 if there are any, 64 if the journal cannot be read.
+    /// Exit code 1 if there are any, 64 if the journal cannot be read. With --unknown, exit code 1
+    /// if the outcome of any listed attempt is still unknown.
     Journal {
         /// The journal's file. Its older files (FILE.1, FILE.2, ...) are read too.
         file: PathBuf,
         /// Print one JSON object instead of a table.
         #[arg(long)]
         json: bool,
-        /// Also list attempts that ended without a certain answer (result "unknown").
+        /// Also list attempts that ended without a certain answer (result "unknown"), each with what
+        /// Flowgate or an operator has learned of it since.
         #[arg(long)]
         unknown: bool,
     },

@@ -34,7 +34,7 @@ use writer::{Sink, Writer};
 pub(crate) use file::RotatingFile;
 pub(crate) use line::{OrderKind, Outcome, ResolvedAs, SentLine};
 pub use open::{JournalContent, read};
-pub(crate) use open::{KeyedAttempt, KeyedEnd, KeyedResolution, keyed};
+pub(crate) use open::{KeyedAttempt, KeyedEnd, KeyedResolution, ListedAttempt, Resolution, keyed};
 
 /// The journal of attempts.
 pub(crate) struct Journal {

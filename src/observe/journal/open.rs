@@ -1,5 +1,6 @@
 //! Reads a journal, from the oldest file to the latest, and lists the attempts without an end: they
-//! are still in flight, or a crash interrupted them. Damaged lines are counted and skipped.
+//! are still in flight, or a crash interrupted them. On request it also lists those whose outcome
+//! was unknown, with their resolutions. Damaged lines are counted and skipped.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -8,16 +9,44 @@ use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::Path;
 use std::time::SystemTime;
 
+use serde::Serialize;
+
 use super::JournalOrder;
 use super::file::{Identity, older};
-use super::line::{Line, Outcome, ResolvedAs, SentLine};
+use super::line::{Line, Outcome, ResolvedAs, ResolvedLine, SentLine};
 use crate::acs::time;
 
 /// The content of a journal.
 pub struct JournalContent {
-    /// Open attempts in the order in which they were sent.
-    pub(super) open: Vec<SentLine<'static>>,
+    /// The listed attempts in the order in which they were sent.
+    attempts: Vec<ListedAttempt>,
+    lists_unknown: bool,
     damaged: u64,
+}
+
+/// An attempt that has no end, or whose outcome was unknown.
+#[derive(Debug, Serialize)]
+pub(crate) struct ListedAttempt {
+    #[serde(flatten)]
+    pub(crate) sent: SentLine<'static>,
+    /// Why its outcome was unknown; `None`: the journal has no end of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<Cow<'static, str>>,
+    /// How its unknown outcome has ended, if it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resolution: Option<Resolution>,
+}
+
+/// How an unknown outcome has ended.
+#[derive(Debug, Serialize)]
+pub(crate) struct Resolution {
+    pub(crate) time: Cow<'static, str>,
+    pub(crate) result: ResolvedAs,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) flow_id: Option<Cow<'static, str>>,
+    /// What only an operator can judge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) found: Option<Cow<'static, str>>,
 }
 
 /// An attempt of a call with a record.
@@ -95,34 +124,45 @@ pub(crate) fn keyed(path: &Path) -> io::Result<Vec<KeyedAttempt>> {
     Ok(attempts)
 }
 
-/// Reads the journal with its rotated files. With `unknown`, attempts that ended with an unknown
-/// outcome are included.
+/// Reads the journal with its rotated files. With `unknown`, attempts whose outcome was unknown are
+/// included, also those whose outcome has been learned since.
 pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
-    let mut sent = HashMap::new();
+    let mut listed: HashMap<String, (u64, ListedAttempt)> = HashMap::new();
     let mut damaged = 0;
     let mut number = 0_u64;
     for_each_line(path, |line| {
         number += 1;
         match serde_json::from_slice::<Line<'static>>(line) {
-            Ok(Line::Sent(attempt)) => {
-                sent.insert(attempt.attempt.clone().into_owned(), (number, attempt));
+            Ok(Line::Sent(sent)) => {
+                let name = sent.attempt.clone().into_owned();
+                listed.insert(name, (number, ListedAttempt::of(sent)));
             }
-            Ok(Line::Done(done)) if unknown && done.outcome == Outcome::Unknown => {}
+            Ok(Line::Done(done)) if unknown && done.outcome == Outcome::Unknown => {
+                if let Some((_, attempt)) = listed.get_mut(&*done.attempt) {
+                    attempt.reason = Some(done.reason.unwrap_or("no certain answer".into()));
+                }
+            }
             Ok(Line::Done(done)) => {
-                sent.remove(&*done.attempt);
+                listed.remove(&*done.attempt);
+            }
+            Ok(Line::Resolved(resolved)) if unknown => {
+                if let Some((_, attempt)) = listed.get_mut(&*resolved.attempt) {
+                    attempt.resolution = Some(resolved.into());
+                }
             }
             Ok(Line::Resolved(resolved)) if resolved.result == ResolvedAs::Ambiguous => {}
             Ok(Line::Resolved(resolved)) => {
-                sent.remove(&*resolved.attempt);
+                listed.remove(&*resolved.attempt);
             }
             Err(_) if line.is_empty() => {}
             Err(_) => damaged += 1,
         }
     })?;
-    let mut open: Vec<_> = sent.into_values().collect();
-    open.sort_by_key(|(number, _)| *number);
+    let mut attempts: Vec<_> = listed.into_values().collect();
+    attempts.sort_by_key(|(number, _)| *number);
     Ok(JournalContent {
-        open: open.into_iter().map(|(_, attempt)| attempt).collect(),
+        attempts: attempts.into_iter().map(|(_, attempt)| attempt).collect(),
+        lists_unknown: unknown,
         damaged,
     })
 }
@@ -175,9 +215,9 @@ fn files(path: &Path) -> io::Result<Vec<File>> {
 // === impl JournalContent ===
 
 impl JournalContent {
-    /// Whether every attempt has ended.
+    /// Whether no attempt is open.
     pub fn is_settled(&self) -> bool {
-        self.open.is_empty()
+        self.attempts.iter().all(|attempt| !attempt.is_open())
     }
 
     /// Returns the number of damaged lines.
@@ -185,9 +225,45 @@ impl JournalContent {
         self.damaged
     }
 
-    /// The open attempts, in the order in which they were sent.
-    pub(crate) fn open(&self) -> &[SentLine<'static>] {
-        &self.open
+    /// Whether attempts whose outcome was unknown are listed.
+    pub(crate) fn lists_unknown(&self) -> bool {
+        self.lists_unknown
+    }
+
+    /// The listed attempts, in the order in which they were sent.
+    pub(crate) fn attempts(&self) -> &[ListedAttempt] {
+        &self.attempts
+    }
+}
+
+// === impl ListedAttempt ===
+
+impl ListedAttempt {
+    fn of(sent: SentLine<'static>) -> Self {
+        Self {
+            sent,
+            reason: None,
+            resolution: None,
+        }
+    }
+
+    /// Whether it is not known what CAMS has done.
+    pub(crate) fn is_open(&self) -> bool {
+        let mut results = self.resolution.iter().map(|resolution| resolution.result);
+        results.all(|result| result == ResolvedAs::Ambiguous)
+    }
+}
+
+// === impl Resolution ===
+
+impl From<ResolvedLine<'static>> for Resolution {
+    fn from(line: ResolvedLine<'static>) -> Self {
+        Self {
+            time: line.time,
+            result: line.result,
+            flow_id: line.flow_id,
+            found: line.found,
+        }
     }
 }
 

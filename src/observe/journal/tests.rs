@@ -91,9 +91,10 @@ impl JournalTest {
 
     /// The names of the flows whose attempts are open.
     fn open(&self) -> Vec<String> {
-        let open = read(&self.path(), false).unwrap().open;
-        open.into_iter()
-            .map(|sent| sent.flow_name.unwrap().into_owned())
+        let content = read(&self.path(), false).unwrap();
+        let attempts = content.attempts().iter();
+        attempts
+            .map(|attempt| attempt.sent.flow_name.clone().unwrap().into_owned())
             .collect()
     }
 }
@@ -338,7 +339,7 @@ async fn lost_lines_are_counted_and_an_outage_is_logged_at_intervals() {
     );
     let page = || {
         test.metrics
-            .render(&[], crate::observe::metrics::Bytes::default(), &[], &[])
+            .render(&crate::observe::metrics::Scrape::default())
     };
     assert!(
         page().contains("flowgate_journal_errors_total 5")
