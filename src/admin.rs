@@ -1,13 +1,14 @@
 //! The admin port: the status page at `/`, kept current by `/events`; `/metrics` for Prometheus;
-//! `/livez` and `/readyz` for orchestrators and load balancers; `/lanes` and `/config` as JSON; and
-//! operator actions on lanes, by POST. It is a separate port so that no admin path hides a path of
-//! CAMS. Access rules are in `admin/access.rs`.
+//! `/livez` and `/readyz` for orchestrators and load balancers; `/lanes`, `/unknown` and `/config`
+//! as JSON; and operator actions, by POST. It is a separate port so that no admin path hides a path
+//! of CAMS. Access rules are in `admin/access.rs`.
 
 mod access;
 mod commands;
 mod events;
 mod misdirected;
 mod snapshot;
+mod unknown;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,11 +20,12 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICAT
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
+use crate::admin::commands::OperatorAction;
 use crate::admin::events::Events;
 use crate::call::services::CallServices;
 use crate::config;
 use crate::limiter::LaneView;
-use crate::observe::metrics;
+use crate::observe::metrics::{self, Scrape};
 use crate::process::shutdown::Phase;
 use crate::server::received_body::ReceivedBody;
 use crate::server::socket::Disconnect;
@@ -44,6 +46,9 @@ struct Page {
     allow: Option<&'static str>,
     body: UnsyncBoxBody<Bytes, Infallible>,
 }
+
+/// Maximum number of unknown outcomes at `/unknown`; the oldest are listed.
+const LISTED: usize = 10_000;
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -102,12 +107,16 @@ impl Admin {
             return Page::refused(status, why);
         }
         match (request.method(), commands::at_path(path)) {
-            (&Method::POST, Some(kind)) => {
-                match access::check_operator(listen, request.headers()) {
-                    Ok(()) => {
-                        commands::handle(&self.services, kind, *request, disconnect.peer()).await
+            (&Method::POST, Some(action)) => {
+                if let Err((status, why)) = access::check_operator(listen, request.headers()) {
+                    return Page::refused(status, why);
+                }
+                let (services, from) = (&self.services, disconnect.peer());
+                match action {
+                    OperatorAction::Lane(kind) => {
+                        commands::handle(services, kind, *request, from).await
                     }
-                    Err((status, why)) => Page::refused(status, why),
+                    OperatorAction::Settle => unknown::settle(services, *request, from).await,
                 }
             }
             (_, Some(_)) => Page::not_allowed("POST"),
@@ -128,6 +137,7 @@ impl Admin {
             "/livez" => Page::ok(TEXT, "ok\n"),
             "/readyz" => self.readyz(),
             "/lanes" => Page::ok(JSON, self.built(Self::lanes).await),
+            "/unknown" => Page::ok(JSON, self.built(Self::unknown).await),
             "/config" => Page::ok(JSON, self.built(Self::config).await),
             "/events" => match self.events.subscribe(&self.services) {
                 Some(body) => Page {
@@ -145,7 +155,7 @@ impl Admin {
         match FILES.iter().find(|(known, ..)| *known == path) {
             Some((_, content_type, text)) => Page::ok(content_type, *text),
             None => {
-                let why = "There is the page at /, and /metrics, /livez, /readyz, /lanes, /config and /events.\n";
+                let why = "There is the page at /, and /metrics, /livez, /readyz, /lanes, /unknown, /config and /events.\n";
                 Page::refused(StatusCode::NOT_FOUND, why)
             }
         }
@@ -182,7 +192,21 @@ impl Admin {
         let sessions: Vec<_> = sessions
             .map(|account| account.sample(session_waits.waiting(&account.id)))
             .collect();
-        metrics.render(&samples, bytes, config_snapshot.upstreams.all(), &sessions)
+        metrics.render(&Scrape {
+            lanes: &samples,
+            bytes,
+            upstreams: config_snapshot.upstreams.all(),
+            sessions: &sessions,
+            keys: unknown::sample(&self.services),
+        })
+    }
+
+    fn unknown(&self) -> String {
+        json!({
+            "all_unknown": self.services.records.count().unknown,
+            "unknown": unknown::views(&self.services, LISTED),
+        })
+        .to_string()
     }
 
     /// An unreachable upstream does not make a replica unready: other replicas would not reach it

@@ -41,8 +41,7 @@ pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<
 /// Checks whether a request that passed [`check`] may perform operator actions.
 pub(super) fn check_operator(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> {
     if !listen.admin_actions {
-        let why =
-            "Set listen.admin_actions = true to allow pausing, resuming and flushing lanes.\n";
+        let why = "Set listen.admin_actions = true to allow operator actions.\n";
         return Err((StatusCode::FORBIDDEN, why));
     }
     check_token(listen, headers)

@@ -1,9 +1,10 @@
-//! Operator actions: pause a lane, resume it, flush its queue. Each is a POST with a small JSON
-//! object and the token. Each action is logged once and counted once.
+//! Operator actions. Each is a POST with a small JSON object and the token. Each action is logged
+//! once and counted once. Those on lanes are here: pause a lane, resume it, flush its queue.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
@@ -16,7 +17,15 @@ use crate::config::{Listen, Mode};
 use crate::limiter::{Command, CommandResult};
 use crate::server::received_body::ReceivedBody;
 
-/// The kind of a command.
+/// What an operator may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OperatorAction {
+    Lane(CommandKind),
+    /// End an unknown outcome.
+    Settle,
+}
+
+/// The kind of a command to a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CommandKind {
     Pause,
@@ -38,12 +47,13 @@ const MAX_BODY: usize = 4096;
 /// Maximum length of a pause with an end, in seconds: one day.
 const MAX_PAUSE: u64 = 86_400;
 
-/// Returns the kind of command of this path, if it has one.
-pub(super) fn at_path(path: &str) -> Option<CommandKind> {
+/// Returns the operator action of this path, if it has one.
+pub(super) fn at_path(path: &str) -> Option<OperatorAction> {
     match path {
-        "/lanes/pause" => Some(CommandKind::Pause),
-        "/lanes/resume" => Some(CommandKind::Resume),
-        "/lanes/flush" => Some(CommandKind::Flush),
+        "/lanes/pause" => Some(OperatorAction::Lane(CommandKind::Pause)),
+        "/lanes/resume" => Some(OperatorAction::Lane(CommandKind::Resume)),
+        "/lanes/flush" => Some(OperatorAction::Lane(CommandKind::Flush)),
+        "/unknown/settle" => Some(OperatorAction::Settle),
         _ => None,
     }
 }
@@ -56,8 +66,12 @@ pub(super) async fn handle(
     from: Option<IpAddr>,
 ) -> Page {
     let config = &services.current_config.load_full().config;
-    let (target, command) = match receive(services, &config.listen, kind, request).await {
-        Ok(received) => received,
+    let body = receive(services, &config.listen, request).await;
+    let parsed = body.and_then(|body| {
+        parse(kind, &body).map_err(|why| Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")))
+    });
+    let (target, command) = match parsed {
+        Ok(parsed) => parsed,
         Err(page) => return page,
     };
     if config.mode == Mode::Observe {
@@ -113,13 +127,12 @@ fn log(kind: CommandKind, target: &CommandBody, result: CommandResult, from: Opt
     );
 }
 
-/// Reads the request, or returns the page that refuses it.
-async fn receive(
+/// Reads the body of an operator action, or returns the page that refuses it.
+pub(super) async fn receive(
     services: &CallServices,
     listen: &Listen,
-    kind: CommandKind,
     request: Request<ReceivedBody>,
-) -> Result<(CommandBody, Command), Page> {
+) -> Result<Bytes, Page> {
     if !is_json(request.headers()) {
         return Err(Page::refused(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -135,12 +148,8 @@ async fn receive(
         within: listen.body_timeout,
         reservations: vec![reservation],
     };
-    let body = body::read(request.into_body(), bounds)
-        .await
-        .map_err(|refusal| {
-            Page::refused(refusal.kind.status(), format!("{}\n", refusal.message))
-        })?;
-    parse(kind, &body).map_err(|why| Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")))
+    let body = body::read(request.into_body(), bounds).await;
+    body.map_err(|refusal| Page::refused(refusal.kind.status(), format!("{}\n", refusal.message)))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

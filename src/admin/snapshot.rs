@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::unknown;
 use crate::call::current_config::{ConfigSnapshot, SessionAccount};
 use crate::call::services::CallServices;
 use crate::config;
@@ -15,6 +16,9 @@ use crate::upstream::{Reach, Upstream, Upstreams};
 
 /// Maximum number of lanes in a snapshot; those with the longest queues are kept.
 const LANES: usize = 200;
+
+/// Maximum number of unknown outcomes in a snapshot; the oldest are kept.
+const UNKNOWN: usize = 50;
 
 /// Builds a snapshot.
 pub(super) fn snapshot(services: &CallServices) -> Value {
@@ -52,6 +56,8 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         "queued_bytes": services.limiter.bytes(),
         "all_lanes": all_lanes,
         "lanes": lanes,
+        "all_unknown": services.records.count().unknown,
+        "unknown": unknown::views(services, UNKNOWN),
         "calls": services.telemetry.recent.views(),
     })
 }

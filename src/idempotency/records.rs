@@ -50,6 +50,15 @@ struct Table {
     clients: HashMap<ClientHash, usize>,
     unknown: UnknownIndex,
     made_here: flows::MadeHere,
+    count: Count,
+}
+
+/// The number of records in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) running: usize,
+    pub(crate) done: usize,
+    pub(crate) unknown: usize,
 }
 
 struct Record {
@@ -153,6 +162,7 @@ impl Records {
                 clients: HashMap::new(),
                 unknown: UnknownIndex::default(),
                 made_here: flows::MadeHere::default(),
+                count: Count::default(),
             }),
             unknown_changed: Notify::new(),
         })
@@ -197,6 +207,13 @@ impl Records {
         let restored = restore::restore(&mut self.table.lock(), attempts, now, clock, is_sought);
         self.unknown_changed.notify_one();
         restored
+    }
+
+    /// Whether a record has this FlowId. It reads all records.
+    pub(crate) fn has_flow(&self, flow_id: &str) -> bool {
+        let table = self.table.lock();
+        let mut states = table.records.values().map(|record| &record.state);
+        states.any(|state| matches!(state, State::Done(done) if *done.created.flow_id == *flow_id))
     }
 
     /// Ends an unknown outcome, and answers the callers that wait for it. Returns the outcome that
@@ -271,18 +288,9 @@ impl Records {
         forgotten
     }
 
-    /// The number of records that are under way, done and unknown.
-    pub(crate) fn count(&self) -> [usize; 3] {
-        let table = self.table.lock();
-        let mut count = [0; 3];
-        for record in table.records.values() {
-            count[match record.state {
-                State::Running(_) => 0,
-                State::Done(_) => 1,
-                State::Unknown(..) => 2,
-            }] += 1;
-        }
-        count
+    /// The number of records in each state.
+    pub(crate) fn count(&self) -> Count {
+        self.table.lock().count
     }
 
     /// Replaces the bounds. Records that do not fit are kept.
@@ -315,6 +323,7 @@ impl Table {
         if let State::Unknown(running, _) = &state {
             self.unknown.add(&running.order.account, name);
         }
+        *self.count.of(&state) += 1;
         let client = self.client(order);
         *self.clients.entry(client).or_default() += 1;
         self.records.insert(name, Record { client, state });
@@ -322,6 +331,7 @@ impl Table {
 
     fn remove(&mut self, name: &RecordName) -> Option<Record> {
         let record = self.records.remove(name)?;
+        *self.count.of(&record.state) -= 1;
         if let State::Unknown(running, _) = &record.state {
             self.unknown.remove(&running.order.account, *name);
         }
@@ -349,10 +359,24 @@ impl Table {
         };
         match (state, self.records.get_mut(&name)) {
             (Some(State::Done(done)), Some(record)) if record.is_running() => {
+                *self.count.of(&record.state) -= 1;
                 record.state = State::Done(done);
+                *self.count.of(&record.state) += 1;
             }
             (Some(state), _) => self.insert(name, order, state),
             (None, _) => drop(self.remove(&name)),
+        }
+    }
+}
+
+// === impl Count ===
+
+impl Count {
+    fn of(&mut self, state: &State) -> &mut usize {
+        match state {
+            State::Running(_) => &mut self.running,
+            State::Done(_) => &mut self.done,
+            State::Unknown(..) => &mut self.unknown,
         }
     }
 }

@@ -12,6 +12,7 @@ mod calls;
 mod config;
 mod families;
 mod journal;
+mod keys;
 pub(crate) mod labels;
 mod lanes;
 mod looks;
@@ -33,6 +34,8 @@ use crate::observe::metrics::config::ConfigMetrics;
 pub(crate) use crate::observe::metrics::config::Reload;
 use crate::observe::metrics::families::Families;
 use crate::observe::metrics::journal::JournalMetrics;
+use crate::observe::metrics::keys::KeyMetrics;
+pub(crate) use crate::observe::metrics::keys::{KeySample, OutcomeSample};
 use crate::observe::metrics::lanes::LaneGauges;
 pub(crate) use crate::observe::metrics::lanes::LaneSample;
 use crate::observe::metrics::looks::LookMetrics;
@@ -63,6 +66,7 @@ pub(crate) struct Metrics {
     pub(crate) connections: ConnectionMetrics,
     config: ConfigMetrics,
     sessions: SessionMetrics,
+    keys: KeyMetrics,
     lanes: LaneGauges,
     upstreams: UpstreamMetrics,
     store: StoreMetrics,
@@ -87,6 +91,16 @@ pub(crate) struct Bytes {
     pub(crate) unverified: usize,
 }
 
+/// The state that is read during a scrape.
+#[derive(Default)]
+pub(crate) struct Scrape<'a> {
+    pub(crate) lanes: &'a [LaneSample<'a>],
+    pub(crate) bytes: Bytes,
+    pub(crate) upstreams: &'a [Arc<Upstream>],
+    pub(crate) sessions: &'a [SessionSample<'a>],
+    pub(crate) keys: KeySample,
+}
+
 /// Upper bounds in seconds. At 5/s a token is granted every 200 ms, so the low end separates "no
 /// wait" from "one token". A hold is 30 s by default and 120 s at most.
 const WAIT_BUCKETS: &[f64] = &[
@@ -108,7 +122,7 @@ impl Metrics {
         let shadow = "Calls in observe mode, by what the limit would have done to them.";
         let checks = "Checks of callers' signatures, by result.";
         let keyed = "Calls with an idempotency key, by what they were answered with.";
-        let actions = "Operator actions on lanes, by action.";
+        let actions = "Operator actions, by action.";
         let lines = "Log lines that were dropped because their reader was too slow.";
         Self {
             calls: Calls::new(&r),
@@ -130,6 +144,7 @@ impl Metrics {
             connections: ConnectionMetrics::new(&r),
             config: ConfigMetrics::new(&r),
             sessions: SessionMetrics::new(&r),
+            keys: KeyMetrics::new(&r),
             lanes: LaneGauges::new(&r),
             upstreams: UpstreamMetrics::new(&r),
             store: StoreMetrics::new(),
@@ -209,7 +224,7 @@ impl Metrics {
         self.signature_checks.with_label_values(&[result]).inc();
     }
 
-    /// Counts an operator action: `pause`, `resume` or `flush`.
+    /// Counts an operator action: `pause`, `resume`, `flush` or `settle`.
     pub(crate) fn operator_action(&self, action: &str) {
         self.operator_actions.with_label_values(&[action]).inc();
     }
@@ -222,25 +237,21 @@ impl Metrics {
         new
     }
 
-    /// All metrics in Prometheus' text format, with the current state of lanes, upstreams and
-    /// sessions.
-    pub(crate) fn render(
-        &self,
-        lanes: &[LaneSample<'_>],
-        bytes: Bytes,
-        upstreams: &[Arc<Upstream>],
-        sessions: &[SessionSample<'_>],
-    ) -> String {
-        let _scrape = self.lanes.scrape.lock();
-        self.upstreams.set(upstreams);
-        self.sessions.set(&self.config.credentials_end, sessions);
+    /// All metrics in Prometheus' text format, with this state.
+    pub(crate) fn render(&self, scrape: &Scrape<'_>) -> String {
+        let _serialised = self.lanes.scrape.lock();
+        self.upstreams.set(scrape.upstreams);
+        self.sessions
+            .set(&self.config.credentials_end, scrape.sessions);
+        self.keys.set(&scrape.keys);
+        let Bytes { queued, unverified } = scrape.bytes;
         self.lanes
             .queued_bytes
-            .set(i64::try_from(bytes.queued).unwrap_or(i64::MAX));
+            .set(i64::try_from(queued).unwrap_or(i64::MAX));
         self.lanes
             .unverified_bytes
-            .set(i64::try_from(bytes.unverified).unwrap_or(i64::MAX));
-        self.lanes.set(lanes);
+            .set(i64::try_from(unverified).unwrap_or(i64::MAX));
+        self.lanes.set(scrape.lanes);
         self.families.render()
     }
 }

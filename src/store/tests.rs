@@ -220,7 +220,7 @@ async fn the_first_late_answer_opens_the_circuit_for_all() {
         assert_eq!(take(&store).await, Err(Unavailable::Down));
     }
     assert_eq!(start.elapsed(), TIMEOUT);
-    let page = metrics.render(&[], crate::observe::metrics::Bytes::default(), &[], &[]);
+    let page = metrics.render(&crate::observe::metrics::Scrape::default());
     for line in [
         "flowgate_store_up 0",
         "flowgate_store_errors_total{op=\"take\"} 1",

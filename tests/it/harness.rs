@@ -26,7 +26,7 @@ pub(crate) struct Harness {
     pub(crate) sim: Running,
     pub(crate) app: App,
     pub(crate) proxy: SocketAddr,
-    admin: SocketAddr,
+    pub(crate) admin: SocketAddr,
     _folder: tempfile::TempDir,
 }
 

@@ -59,5 +59,6 @@ mod tls;
 mod traces;
 mod tunnels;
 mod unix;
+mod unknown;
 mod upstream_faults;
 mod upstreams;

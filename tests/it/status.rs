@@ -11,8 +11,9 @@ use crate::harness::{self, Harness};
 use crate::process::Process;
 
 /// Operator actions with the token `team-secret-1`.
-const ORDERS: &str = "[listen]\nadmin_token = { env = \"TEAM\" }\nadmin_actions = true\n";
-const TOKEN: &str = "Bearer team-secret-1";
+pub(crate) const ORDERS: &str =
+    "[listen]\nadmin_token = { env = \"TEAM\" }\nadmin_actions = true\n";
+pub(crate) const TOKEN: &str = "Bearer team-secret-1";
 
 /// A client of `/events`, and its unread text.
 pub(crate) struct Stream(TcpStream, String);
@@ -63,7 +64,12 @@ async fn read(stream: &mut TcpStream, text: &mut String) -> usize {
 }
 
 /// Sends a POST with these headers.
-async fn post(admin: SocketAddr, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+pub(crate) async fn post(
+    admin: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Reply {
     let mut request = format!("POST {path} HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));

@@ -77,8 +77,8 @@ hold = "100s"
 const encode = (text) => encodeURIComponent(text).replace(/[!'()*]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`);
 const hash = (text) => createHash('sha256').update(text).digest('hex');
 
-// CreateFlow, signed with Alibaba's V3 as the SDKs do. Resolves to the response's status and Code.
-function createFlow(proxy, flowName, tenant) {
+// CreateFlow, signed with Alibaba's V3 as the SDKs do, with an idempotency key if there is one. Resolves to parts of the response.
+function createFlow(proxy, flowName, tenant, key) {
   const query = Object.entries({ Categories: '["SIGN_UP"]', CustSpaceId: tenant, FlowName: flowName }).map(([name, value]) => `${name}=${encode(value)}`).join('&');
   const headers = {
     host: proxy, 'x-acs-action': 'CreateFlow', 'x-acs-content-sha256': hash(''), 'x-acs-date': `${new Date().toISOString().slice(0, 19)}Z`,
@@ -90,10 +90,13 @@ function createFlow(proxy, flowName, tenant) {
   headers.authorization = `ACS3-HMAC-SHA256 Credential=${KEY},SignedHeaders=${names.join(';')},Signature=${signature}`;
   const [hostname, port] = proxy.split(':');
   return new Promise((resolve, reject) => {
-    const call = request({ hostname, port, method: 'POST', path: `/?${query}`, headers: { ...headers, 'content-length': 0 } }, (answer) => {
+    const call = request({ hostname, port, method: 'POST', path: `/?${query}`, headers: { ...headers, ...(key ? { 'idempotency-key': key } : {}), 'content-length': 0 } }, (answer) => {
       let body = '';
       answer.on('data', (data) => { body += data; });
-      answer.on('end', () => resolve({ status: answer.statusCode, code: JSON.parse(body).Code, retryAfter: answer.headers['x-acs-retry-after'] }));
+      answer.on('end', () => {
+        const { Code: code, Data: data } = JSON.parse(body);
+        resolve({ status: answer.statusCode, code, flowId: data?.FlowId, key: answer.headers['x-flowgate-idempotency'], retryAfter: answer.headers['x-acs-retry-after'] });
+      });
     });
     call.on('error', reject);
     call.end();
@@ -157,6 +160,7 @@ function withoutSessions() {
       { account: 'beta', source: 'uri', seconds: 120, waiting: 0, failure: failure('unreachable', '127.0.0.1:8080: connection refused') },
       { account: 'fine', source: 'ecs_role', seconds: 3000, waiting: 0, failure: null },
     ],
+    unknown: [], all_unknown: 0,
     calls: [call('partner', 'CreateFlow'), call('the-account-of-the-shop', 'TriggerChatFlow')],
   };
 }
@@ -302,6 +306,47 @@ async function all(browser, sim, gate) {
     }).length);
     assert.equal(cut, 0);
     await context.close();
+  });
+
+  await step('unknown outcomes are shown with hostile names as text, and are settled by keyboard', async () => {
+    await faults(['named=lost,close-after']);
+    const lost = await Promise.all(['first', 'second'].map((name) => createFlow(gate.proxy, `lost ${name} ${HOSTILE}`, 'cams-1', `key-${name}`)));
+    assert.deepEqual(lost.map(({ status, key }) => [status, key]), [[409, 'unknown'], [409, 'unknown']]);
+    await until(page, () => document.getElementById('unknown').tBodies[0].rows.length === 2);
+    const shown = await page.locator('#unknown tbody').innerText();
+    assert.match(shown, /lost first <img src=x onerror="window.hit=1">/);
+    assert.match(shown, /Needs a decision\s+the connection closed before an answer/);
+    assert.deepEqual(await page.evaluate(() => [document.querySelectorAll('img').length, window.hit]), [0, undefined]);
+    await looks(page, 'unknown', 'light', 1280);
+    await looks(page, 'unknown-narrow', 'light', 390);
+    await page.setViewportSize({ width: 1280, height: 900 });
+    // By keyboard alone. The row keeps the focus while the numbers change.
+    await button(`Settle lost first ${HOSTILE}`).focus();
+    await page.waitForTimeout(1500);
+    await page.keyboard.press('Enter');
+    assert.equal(await page.locator('#ask-flow-row').isHidden(), false);
+    await isAccessible(page);
+    await page.screenshot({ path: join(SCREENSHOTS, 'settle.png') });
+    await page.locator('#ask-flow').focus();
+    await page.keyboard.type('not an id');
+    await page.keyboard.press('Enter');
+    await until(page, () => document.getElementById('ask-error').textContent.startsWith('Expected a flow_id'));
+    assert.deepEqual(noted.errors.splice(0).map((text) => text.includes('400')), [true]);
+    await page.locator('#ask-flow').fill('77');
+    await page.keyboard.press('Enter');
+    await until(page, () => document.getElementById('unknown').tBodies[0].rows.length === 1);
+    const again = await createFlow(gate.proxy, `lost first ${HOSTILE}`, 'cams-1', 'key-first');
+    assert.deepEqual([again.status, again.key, again.flowId], [200, 'replayed', '77']);
+    await button(`Settle lost second ${HOSTILE}`).focus();
+    await page.keyboard.press('Enter');
+    await page.locator('#ask-created').focus();
+    await page.keyboard.press('ArrowDown');
+    assert.equal(await page.locator('#ask-flow-row').isHidden(), true);
+    await page.keyboard.press('Enter');
+    await until(page, () => document.getElementById('unknown-section').hidden);
+    await faults([]);
+    const sent = await createFlow(gate.proxy, `lost second ${HOSTILE}`, 'cams-1', 'key-second');
+    assert.deepEqual([sent.status, sent.key], [200, 'first']);
   });
 
   await step('nothing is stored, nothing leaves, nothing is broken', async () => {

@@ -18,6 +18,7 @@ const NAMED = 5;
 
 const at = (id) => document.getElementById(id);
 const lanes = new Map();
+const unknowns = new Map();
 
 // === Small things ===
 
@@ -198,6 +199,73 @@ function showLanes({ lanes: views, all_lanes: all, at_ms: now }) {
   at('lanes').hidden = sorted.length === 0;
 }
 
+// === Unknown outcomes ===
+
+const flowName = ({ flow_name: name }) => name || 'a flow without a name';
+
+function newUnknown(view) {
+  const one = { view };
+  const column = (name, classes = '') => {
+    const node = cell(name, classes);
+    const [text, more] = [make('span'), make('small')];
+    node.append(make('span', {}, text, more));
+    return { node, text, more };
+  };
+  one.flow = column('Flow', 'whole');
+  one.who = column('Account, client');
+  one.age = column('Age', 'number');
+  one.state = column('State');
+  one.id = column('Request id');
+  const settle = make('button', { type: 'button', text: 'Settle', 'aria-label': `Settle ${flowName(view)}` });
+  settle.addEventListener('click', () => ask('settle', one.view));
+  const orders = cell('Operator actions', 'orders');
+  orders.append(make('span', {}, settle));
+  one.row = make('tr', { role: 'row' }, ...[one.flow, one.who, one.age, one.state, one.id].map(({ node }) => node), orders);
+  return one;
+}
+
+// What happens to it, and the reason.
+function unknownState({ state, found, reason, looks_refused: code, next_look_seconds: next }) {
+  if (state === 'ambiguous') return ['Needs a decision', `Flowgate has looked for it: ${found}`];
+  if (state === 'by_hand') return ['Needs a decision', reason];
+  if (code) return ['CAMS does not permit looks', code];
+  return [next === null ? 'Flowgate looks for it' : `Flowgate looks for it again in ${seconds(next)}`, reason];
+}
+
+function showUnknown({ unknown: views, all_unknown: all }) {
+  const fill = ({ text, more }, first, second) => {
+    put(text, first);
+    put(more, second);
+    more.hidden = !second;
+  };
+  for (const view of views) {
+    if (!unknowns.has(view.request_id)) unknowns.set(view.request_id, newUnknown(view));
+    const one = unknowns.get(view.request_id);
+    one.view = view;
+    fill(one.flow, flowName(view), view.space);
+    fill(one.who, view.account, view.client);
+    fill(one.age, seconds(view.age_seconds), '');
+    fill(one.state, ...unknownState(view));
+    fill(one.id, view.request_id, '');
+    one.state.node.classList.toggle('red', view.state !== 'sought' || Boolean(view.looks_refused));
+  }
+  const shown = new Set(views.map((view) => view.request_id));
+  for (const [id, one] of unknowns) {
+    if (shown.has(id)) continue;
+    unknowns.delete(id);
+    one.row.remove();
+  }
+  // A row that stays in its place keeps the focus.
+  const body = at('unknown').tBodies[0];
+  views.forEach(({ request_id: id }, index) => {
+    const { row } = unknowns.get(id);
+    if (body.children[index] !== row) body.insertBefore(row, body.children[index] ?? null);
+  });
+  at('unknown-section').hidden = views.length === 0;
+  const hidden = all > views.length ? ` Showing the ${views.length} oldest of ${all}; /unknown has all.` : '';
+  put(at('unknown-note'), `CAMS may have created these flows. Flowgate does not send their calls again until it is known.${hidden}`);
+}
+
 // === Calls ===
 
 const GOOD = ['ok'];
@@ -248,6 +316,10 @@ function troubles(shown) {
   // Calls without a session were refused, not sent: the account's session says why.
   some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials' && call.outcome !== 'refused', 600), 'CAMS rejects the credentials that Flowgate signs with. The replies to the callers and the log name the cause: the key, its secret, the session or the clock.');
   some('OutcomeUnknown', recent((call) => call.outcome === 'outcome_unknown', 600), 'sent, but without a response, so CAMS may have processed them. Check with ListFlow before they are repeated.');
+  const old = shown.unknown.filter((one) => one.age_seconds > 3600);
+  if (old.length) add('UnknownOutcomeOld', about(old), 'The outcome of calls has been unknown for more than an hour. Look for their flows in CAMS and settle them below.');
+  const ambiguous = shown.unknown.filter((one) => one.state === 'ambiguous');
+  if (ambiguous.length) add('UnknownOutcomeAmbiguous', about(ambiguous), 'Flowgate has found flows that it cannot assign to a call. Compare them in CAMS and settle the calls below.');
   some('CallsRefused', recent((call) => call.outcome === 'refused' && call.code === 'System.LimitControl'), 'refused because the queue had no room or not enough time, with Retry-After. The demand exceeds the limit.');
   some('SignatureFailures', recent((call) => ['SignatureDoesNotMatch', 'IncompleteSignature', 'InvalidAccessKeyId.NotFound', 'InvalidTimeStamp.Expired', 'InvalidTimeStamp.Format'].includes(call.code)), 'the callers\' signatures, keys or clocks are wrong. The log names the callers.');
   const end = shown.certificate_ends_seconds;
@@ -358,29 +430,50 @@ function showState(shown) {
 const ACTIONS = {
   pause: ['Pause', 'No call of this lane is sent until the pause is over. Calls that would miss their deadline are refused immediately, with Retry-After.'],
   resume: ['Resume', 'Queued calls are sent again, at the lane\'s rate.'],
+  settle: ['Settle', 'Look for the flow in CAMS first. A repetition of the call gets this FlowId; if the flow was not created, it is sent.'],
   flush: ['Flush', 'All queued calls of this lane are refused now with System.LimitControl and Retry-After.'],
 };
 
-function ask(name, lane) {
-  pending = { name, lane };
+function showSettled() {
+  const isCreated = at('ask-created').checked;
+  at('ask-flow-row').hidden = !isCreated;
+  at('ask-flow').required = pending.name === 'settle' && isCreated;
+}
+
+// `target` is a lane or an unknown outcome.
+function ask(name, target) {
+  pending = { name, target };
   const [label, text] = ACTIONS[name];
-  put(at('ask-title'), `${label} ${laneName(lane)}`);
+  put(at('ask-title'), `${label} ${name === 'settle' ? flowName(target) : laneName(target)}`);
   put(at('ask-text'), text);
   put(at('ask-do'), label);
   put(at('ask-error'), '');
   at('ask-seconds-row').hidden = name !== 'pause';
+  at('ask-settle-row').hidden = name !== 'settle';
+  at('ask-flow').value = '';
+  at('ask-created').checked = true;
+  showSettled();
   at('ask-token-row').hidden = token !== null;
   at('ask').showModal();
 }
 
+// The path and the body of the pending action.
+function order() {
+  const { name, target: { account, action, request_id } } = pending;
+  if (name === 'settle') {
+    const isCreated = at('ask-created').checked;
+    return ['unknown/settle', { request_id, ...(isCreated ? { outcome: 'created', flow_id: at('ask-flow').value.trim() } : { outcome: 'not_created' }) }];
+  }
+  const isTimed = name === 'pause' && at('ask-seconds').value !== '';
+  return [`lanes/${name}`, { account, action, ...(isTimed ? { seconds: Number(at('ask-seconds').value) } : {}) }];
+}
+
 async function send() {
-  const { name, lane: { account, action } } = pending;
-  const target = { account, action };
-  if (name === 'pause' && at('ask-seconds').value !== '') target.seconds = Number(at('ask-seconds').value);
+  const [path, target] = order();
   const shown = token ?? at('ask-token').value;
   const headers = { 'content-type': 'application/json', authorization: `Bearer ${shown}` };
   try {
-    const answer = await fetch(`lanes/${name}`, { method: 'POST', headers, body: JSON.stringify(target), cache: 'no-store' });
+    const answer = await fetch(path, { method: 'POST', headers, body: JSON.stringify(target), cache: 'no-store' });
     if (answer.ok) {
       token = shown;
       at('ask-token').value = '';
@@ -401,6 +494,7 @@ function show(shown) {
   showState(shown);
   showTroubles(shown);
   showLanes(shown);
+  showUnknown(shown);
   showCalls(shown.calls);
 }
 
@@ -452,6 +546,8 @@ async function keepFollowing() {
   }
 }
 
+at('ask-created').addEventListener('change', showSettled);
+at('ask-not-created').addEventListener('change', showSettled);
 at('ask-cancel').addEventListener('click', () => at('ask').close());
 at('ask-form').addEventListener('submit', (event) => {
   event.preventDefault();

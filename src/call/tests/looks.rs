@@ -15,7 +15,7 @@ use crate::acs::v3::{self, Signable};
 use crate::call::looks;
 use crate::call::unknown;
 use crate::idempotency::record::{Created, Resolution, Search, UnknownOutcome};
-use crate::observe::metrics::Bytes as HeldBytes;
+use crate::observe::metrics::Scrape;
 use crate::primitives::secret::Secret;
 
 /// What happens to a CreateFlow.
@@ -415,7 +415,7 @@ impl Gateway {
 
     fn has_metric(&self, line: &str) {
         let metrics = &self.services.metrics;
-        let text = metrics.render(&[], HeldBytes::default(), &[], &[]);
+        let text = metrics.render(&Scrape::default());
         assert!(text.contains(&format!("{line}\n")), "{line}: {text}");
     }
 }

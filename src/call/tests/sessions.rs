@@ -11,7 +11,7 @@ use crate::call::current_config::Endpoints;
 use crate::config::{AccountCredentials, Config, Credentials, EcsRole, LoadedFrom, SessionSource};
 use crate::credentials::error::FailureKind;
 use crate::credentials::keepers::scripted::{Behaviour, Script};
-use crate::observe::metrics::{Bytes as HeldBytes, SessionSample, labels};
+use crate::observe::metrics::{Scrape, SessionSample, labels};
 use crate::primitives::id::AccessKeyId;
 use crate::primitives::secret::Secret;
 
@@ -289,7 +289,10 @@ impl Gateway {
             .map(|account| account.sample(self.services.session_waits.waiting(&account.id)))
             .collect();
         let metrics = &self.services.metrics;
-        metrics.render(&[], HeldBytes::default(), &[], &samples)
+        metrics.render(&Scrape {
+            sessions: &samples,
+            ..Scrape::default()
+        })
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) const KEYS: &[Key] = &[
         "listen.admin",
         Kind::Text,
         Some("127.0.0.1:9900"),
-        "Address of the admin port: the status page (`/`), `/metrics`, `/livez`, `/readyz`, `/lanes`, `/config` and `/events`. `ip:port` or `unix:/path`, different from the proxy's. A socket passed by systemd (`FileDescriptorName=admin`, or the second one if they have no names) must be bound to the same address.",
+        "Address of the admin port: the status page (`/`), `/metrics`, `/livez`, `/readyz`, `/lanes`, `/unknown`, `/config` and `/events`. `ip:port` or `unix:/path`, different from the proxy's. A socket passed by systemd (`FileDescriptorName=admin`, or the second one if they have no names) must be bound to the same address.",
     ),
     key(
         "listen.admin_token",
@@ -54,7 +54,7 @@ pub(crate) const KEYS: &[Key] = &[
         "listen.admin_actions",
         Kind::Flag,
         Some("false"),
-        "`true`: a request with `listen.admin_token`, which is then required, may pause and resume lanes and flush their queues, on the status page or by POST to `/lanes/pause`, `/lanes/resume` and `/lanes/flush`. The token is needed on a loopback address, too.",
+        "`true`: a request with `listen.admin_token`, which is then required, may pause and resume lanes, flush their queues and settle unknown outcomes, on the status page or by POST to `/lanes/pause`, `/lanes/resume`, `/lanes/flush` and `/unknown/settle`. The token is needed on a loopback address, too.",
     ),
     key(
         "listen.socket_mode",

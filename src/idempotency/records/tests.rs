@@ -111,6 +111,16 @@ fn forget_old(records: &Arc<Records>) -> (usize, usize) {
     (forgotten.done, forgotten.unknown.len())
 }
 
+/// The number of records that are under way, done and unknown.
+fn count(records: &Arc<Records>) -> [usize; 3] {
+    let Count {
+        running,
+        done,
+        unknown,
+    } = records.count();
+    [running, done, unknown]
+}
+
 fn is_free(records: &Arc<Records>, key: &str) -> bool {
     matches!(find(records, key), Found::New(..))
 }
@@ -316,7 +326,7 @@ async fn callers_wait_while_the_flow_of_an_unknown_outcome_is_looked_for() {
     }
     assert!(matches!(find(&records, "k"), Found::Done(_)));
     assert!(resolve().is_none());
-    assert_eq!(records.count(), [0, 1, 0]);
+    assert_eq!(count(&records), [0, 1, 0]);
 }
 
 #[tokio::test]
@@ -361,10 +371,10 @@ async fn a_call_that_cannot_be_repeated_leaves_only_an_unknown_outcome() {
         let (claim, _waiter) = claim_as(&records, key, OrderKind::Single);
         done(mark(claim), "77");
     }
-    assert_eq!(records.count(), [0, 0, 0]);
+    assert_eq!(count(&records), [0, 0, 0]);
     let (claim, _waiter) = claim_as(&records, "c", OrderKind::Single);
     lose(mark(claim), true);
-    assert_eq!(records.count(), [0, 0, 1]);
+    assert_eq!(count(&records), [0, 0, 1]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -399,4 +409,45 @@ async fn a_journal_restores_how_unknown_outcomes_have_ended() {
     }
     assert!(matches!(find(&records, "ambiguous"), Found::Unknown(_)));
     assert!(matches!(find(&records, "sought"), Found::Running(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn counts_agree_with_the_states_of_the_records() {
+    let records = records(1000);
+    let scanned = || {
+        let mut count = Count::default();
+        for record in records.table.lock().records.values() {
+            *count.of(&record.state) += 1;
+        }
+        count
+    };
+    for round in 0..300 {
+        let key = format!("k-{}", round % 40);
+        let unknown = records.unknown();
+        match find(&records, &key) {
+            Found::New(claim, _waiter) => match round % 5 {
+                0 => drop(claim),
+                1 => done(mark(claim), "77"),
+                2 => drop(mark(claim)),
+                _ => lose(mark(claim), round % 2 == 0),
+            },
+            _ => {
+                if let Some((name, _)) = unknown.first() {
+                    let resolution = match round % 3 {
+                        0 => Resolution::SettledCreated(created("78")),
+                        1 => Resolution::Absent,
+                        _ => Resolution::Ambiguous("two flows".into()),
+                    };
+                    records.resolve(*name, resolution, Instant::now());
+                }
+            }
+        }
+        assert_eq!(records.count(), scanned());
+        assert_eq!(records.count().unknown, records.unknown().len());
+    }
+    assert!(records.has_flow("77") && records.has_flow("78") && !records.has_flow("79"));
+    advance(Duration::from_secs(8 * 24 * 3600)).await;
+    records.forget_old(Instant::now());
+    assert_eq!(records.count(), Count::default());
+    assert!(!records.has_flow("77"));
 }

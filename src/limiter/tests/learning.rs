@@ -205,12 +205,10 @@ async fn operators_see_the_learned_rate() {
     assert!((1.0..4.0).contains(&view.effective_per_second), "{view:?}");
     let lanes = harness.queue.lanes_by_label();
     let samples: Vec<_> = lanes.iter().map(LaneView::sample).collect();
-    let text = harness.metrics.render(
-        &samples,
-        crate::observe::metrics::Bytes::default(),
-        &[],
-        &[],
-    );
+    let text = harness.metrics.render(&crate::observe::metrics::Scrape {
+        lanes: &samples,
+        ..Default::default()
+    });
     let rate = |kind, rate: f64| {
         format!(
             "flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}} {rate}\n"

@@ -4,6 +4,7 @@
 
 use prometheus::proto::MetricFamily;
 
+use super::keys::{KEY_STATES, UNKNOWN_STATES};
 use crate::error::{Kind, Outcome};
 use crate::upstream::Failure;
 
@@ -151,8 +152,10 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
         ("stage", _) => vec!["queued", "in_flight"],
         ("decision", _) => vec!["passed", "waited", "refused"],
         ("op", _) => STORE_OPERATIONS.to_vec(),
-        ("action", "flowgate_operator_actions_total") => vec!["pause", "resume", "flush"],
+        ("action", "flowgate_operator_actions_total") => vec!["pause", "resume", "flush", "settle"],
         ("name", _) => vec!["listen"],
+        ("state", "flowgate_keys") => KEY_STATES.to_vec(),
+        ("state", _) => UNKNOWN_STATES.to_vec(),
         ("kind", "flowgate_rate_limit") => vec!["configured", "effective"],
         ("kind", _) => CONNECTION_ERRORS.to_vec(),
         ("result", "flowgate_config_reloads_total") => vec!["done", "refused"],

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::observe::metrics::{self, Metrics};
+use crate::observe::metrics::{Metrics, Scrape};
 
 /// A disk whose every n-th write waits until the test releases it.
 struct Disk {
@@ -131,8 +131,7 @@ impl Bench {
     }
 
     fn metrics(&self) -> String {
-        self.metrics
-            .render(&[], metrics::Bytes::default(), &[], &[])
+        self.metrics.render(&Scrape::default())
     }
 }
 
@@ -226,9 +225,7 @@ async fn while_the_disk_hangs_memory_is_bounded_and_attempts_wait() {
     assert_eq!(text.lines().count(), 1 + fit + 1);
     assert_eq!(bench.writer.queue_space.available_permits(), MAX_QUEUED);
     assert!(bench.health.is_up(Instant::now()));
-    let page = bench
-        .metrics
-        .render(&[], metrics::Bytes::default(), &[], &[]);
+    let page = bench.metrics.render(&Scrape::default());
     assert!(page.contains(&lost(100)) && page.contains("flowgate_journal_up 1\n"));
 }
 

@@ -1,0 +1,337 @@
+//! Unknown outcomes in the hands of an operator: what the admin port, the journal and the log show
+//! of them, and how an operator ends one.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use cams_sim::{Running, Settings, Sim};
+use serde_json::{Value, json};
+
+use crate::caller::{Call, KEY, Reply, SECRET};
+use crate::harness::{self, Harness, Metrics};
+use crate::process::Process;
+use crate::status::{ORDERS, TOKEN, post};
+
+/// An endpoint without limits and with this fault.
+async fn endpoint(fault: &str) -> Running {
+    let settings = Settings {
+        limits: BTreeMap::new(),
+        faults: vec![fault.parse().unwrap()],
+        ..Settings::default()
+    };
+    Sim::start(settings.with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap()
+}
+
+/// A Flowgate with this journal, whose operators may act.
+async fn start(sim: &Running, journal: &Path) -> Process {
+    let toml = format!(
+        "[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n",
+        journal.display()
+    );
+    let env = [
+        ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TEAM"),
+        ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true"),
+    ];
+    Process::with_env(sim, &toml, &env).await
+}
+
+/// Sends a CreateFlow of this name, which is also its key.
+async fn send(proxy: SocketAddr, name: &str) -> Reply {
+    let query = [
+        ("Categories", "[\"SIGN_UP\"]"),
+        ("CustSpaceId", "cams-1"),
+        ("FlowName", name),
+    ];
+    let with_key = |call: &mut Call| call.push("idempotency-key", name);
+    Call::v3_with(&proxy.to_string(), &query, with_key, (KEY, SECRET))
+        .send(proxy)
+        .await
+}
+
+#[track_caller]
+fn is(reply: &Reply, status: u16, state: &str) {
+    let seen = reply.header("x-flowgate-idempotency").unwrap_or_default();
+    assert_eq!((reply.status, seen), (status, state), "{reply:?}");
+}
+
+/// The unknown outcomes that the admin port lists.
+async fn listed(admin: SocketAddr) -> Vec<Value> {
+    let page = harness::get(admin, "/unknown").await;
+    assert_eq!(page.status, 200, "{page:?}");
+    page.json()["unknown"].as_array().unwrap().clone()
+}
+
+/// The request id of the unknown outcome of this flow.
+async fn request_id(admin: SocketAddr, flow_name: &str) -> String {
+    let listed = listed(admin).await;
+    let mut of_flow = listed.iter().filter(|one| one["flow_name"] == flow_name);
+    let found = of_flow.next().expect("the outcome is unknown");
+    found["request_id"].as_str().unwrap().to_owned()
+}
+
+async fn settle(admin: SocketAddr, body: &str) -> Reply {
+    let host = admin.to_string();
+    let headers = [
+        ("host", &*host),
+        ("authorization", TOKEN),
+        ("content-type", "application/json"),
+    ];
+    post(admin, "/unknown/settle", &headers, body).await
+}
+
+fn created(request_id: &str, flow_id: &str) -> String {
+    json!({ "request_id": request_id, "outcome": "created", "flow_id": flow_id }).to_string()
+}
+
+fn not_created(request_id: &str) -> String {
+    json!({ "request_id": request_id, "outcome": "not_created" }).to_string()
+}
+
+/// The exit code and the output of `flowgate journal --unknown`.
+fn journal(path: &Path, flags: &[&str]) -> (i32, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flowgate"));
+    let output = command
+        .arg("journal")
+        .arg(path)
+        .arg("--unknown")
+        .args(flags)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    (output.status.code().unwrap(), text)
+}
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story")]
+async fn an_operators_word_ends_an_unknown_outcome_also_over_a_restart() {
+    let sim = endpoint("next=2,close-after").await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let process = start(&sim, &path).await;
+    for name in ["made", "unmade"] {
+        is(&send(process.proxy, name).await, 409, "unknown");
+        let again = send(process.proxy, name).await;
+        is(&again, 409, "unknown");
+        assert_eq!(again.header("retry-after"), None);
+    }
+    assert_eq!(sim.report().arrived, 2);
+    let first = &listed(process.admin).await[0];
+    for (field, value) in [
+        ("account", json!("acme")),
+        ("client", json!("")),
+        ("flow_name", json!("made")),
+        ("space", json!("cams-1")),
+        ("categories", json!(["SIGN_UP"])),
+        ("reason", json!("the connection closed before an answer")),
+        ("state", json!("by_hand")),
+        ("found", Value::Null),
+        ("next_look_seconds", Value::Null),
+    ] {
+        assert_eq!(first[field], value, "{field} of {first}");
+    }
+    let metrics = Metrics::of(process.admin).await;
+    let unknown = "flowgate_unknown_outcomes{account=\"acme\",state=\"by_hand\"}";
+    assert_eq!(metrics.get(unknown), 2.0);
+    assert!(metrics.get("flowgate_unknown_oldest_seconds{account=\"acme\"}") < 3600.0);
+    assert_eq!(metrics.get("flowgate_keys{state=\"unknown\"}"), 2.0);
+    assert_eq!(metrics.get("flowgate_keys{state=\"done\"}"), 0.0);
+    let (code, table) = journal(&path, &[]);
+    assert_eq!(
+        (code, table.matches("unknown: the connection").count()),
+        (1, 2),
+        "{table}"
+    );
+
+    let made = request_id(process.admin, "made").await;
+    let unmade = request_id(process.admin, "unmade").await;
+    let answer = settle(process.admin, &created(&made, "77")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let answer = answer.json();
+    assert_eq!(
+        [
+            &answer["order"],
+            &answer["outcome"],
+            &answer["flow_id"],
+            &answer["flow_name"]
+        ],
+        ["settle", "created", "77", "made"]
+    );
+    let replayed = send(process.proxy, "made").await;
+    is(&replayed, 200, "replayed");
+    assert_eq!(replayed.json()["Data"]["FlowId"], "77");
+    assert_eq!(
+        settle(process.admin, &created(&made, "78")).await.status,
+        404
+    );
+    let taken = settle(process.admin, &created(&unmade, "77")).await;
+    assert_eq!(taken.status, 409, "{taken:?}");
+    assert_eq!(journal(&path, &[]).0, 1);
+    assert_eq!(
+        settle(process.admin, &not_created(&unmade)).await.status,
+        200
+    );
+    assert!(listed(process.admin).await.is_empty());
+    let metrics = Metrics::of(process.admin).await;
+    assert_eq!(metrics.sum("flowgate_unknown_outcomes"), 0.0);
+    let settled = "flowgate_operator_actions_total{action=\"settle\"}";
+    assert_eq!(metrics.get(settled), 2.0);
+    let said = process
+        .logged("operator action on an unknown outcome", 2)
+        .await;
+    let said: Vec<_> = said
+        .iter()
+        .map(|event| {
+            [
+                &event["level"],
+                &event["order"],
+                &event["outcome"],
+                &event["flow_id"],
+            ]
+        })
+        .collect();
+    assert_eq!(
+        json!(said),
+        json!([
+            ["WARN", "settle", "created", "77"],
+            ["WARN", "settle", "not_created", null]
+        ])
+    );
+    process.kill().await;
+
+    let (code, table) = journal(&path, &[]);
+    assert_eq!(code, 0, "{table}");
+    assert!(
+        table.contains("settled: created 77") && table.contains("settled: not created"),
+        "{table}"
+    );
+    let page: Value = serde_json::from_str(&journal(&path, &["--json"]).1).unwrap();
+    assert_eq!(page["open"], json!([]), "{page}");
+    assert_eq!(page["resolved"][0]["resolution"]["flow_id"], "77", "{page}");
+    let process = start(&sim, &path).await;
+    let replayed = send(process.proxy, "made").await;
+    is(&replayed, 200, "replayed");
+    assert_eq!(replayed.json()["Data"]["FlowId"], "77");
+    is(&send(process.proxy, "unmade").await, 200, "first");
+    assert_eq!(sim.report().arrived, 3);
+}
+
+#[tokio::test]
+async fn only_a_permitted_and_complete_word_ends_an_unknown_outcome() {
+    for (more, headers, status) in [
+        ("", vec![("authorization", TOKEN)], 403),
+        (
+            "[listen]\nadmin_token = { env = \"TEAM\" }\n",
+            vec![("authorization", TOKEN)],
+            403,
+        ),
+        (ORDERS, vec![], 401),
+        (ORDERS, vec![("authorization", "Bearer team-secret-2")], 401),
+    ] {
+        let harness = Harness::new(more).await;
+        let host = harness.admin.to_string();
+        let ours = [("host", &*host), ("content-type", "application/json")];
+        let headers = [&ours[..], &headers].concat();
+        let reply = post(
+            harness.admin,
+            "/unknown/settle",
+            &headers,
+            &not_created("R"),
+        )
+        .await;
+        assert_eq!(reply.status, status, "{more}: {reply:?}");
+    }
+    let harness = Harness::new(ORDERS).await;
+    harness
+        .sim
+        .set_faults(vec!["next=1,close-after".parse().unwrap()]);
+    is(&send(harness.proxy, "lost").await, 409, "unknown");
+    let id = request_id(harness.admin, "lost").await;
+    let by_hand = |fields: &[(&str, &str)]| {
+        let fields = fields
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), json!(value)));
+        Value::Object(fields.collect()).to_string()
+    };
+    for (status, body) in [
+        (400, String::new()),
+        (400, "[]".to_owned()),
+        (400, format!("\"{id}\"")),
+        (400, by_hand(&[("request_id", &id)])),
+        (400, by_hand(&[("request_id", &id), ("outcome", "created")])),
+        (400, by_hand(&[("request_id", &id), ("outcome", "absent")])),
+        (
+            400,
+            by_hand(&[
+                ("request_id", &id),
+                ("outcome", "not_created"),
+                ("flow_id", "7"),
+            ]),
+        ),
+        (
+            400,
+            by_hand(&[
+                ("request_id", &id),
+                ("outcome", "not_created"),
+                ("by", "me"),
+            ]),
+        ),
+        (400, created(&id, "")),
+        (400, created(&id, "<b>7</b>")),
+        (404, created("no-such-request", "7")),
+        (404, not_created("")),
+        (413, " ".repeat(4097)),
+    ] {
+        let reply = settle(harness.admin, &body).await;
+        assert_eq!(reply.status, status, "{body}: {reply:?}");
+    }
+    let page = harness.get("/unknown/settle").await;
+    assert_eq!((page.status, page.header("allow")), (405, Some("POST")));
+    assert_eq!(listed(harness.admin).await.len(), 1);
+    let metrics = harness.metrics().await;
+    assert_eq!(metrics.sum("flowgate_operator_actions_total"), 0.0);
+    is(&send(harness.proxy, "lost").await, 409, "unknown");
+    assert_eq!(harness.sim.arrivals().len(), 1);
+}
+
+#[tokio::test]
+async fn the_log_line_of_a_repetition_names_the_first_call() {
+    let sim = endpoint("named=slow,slow=2s").await;
+    let folder = tempfile::tempdir().unwrap();
+    let process = start(&sim, &folder.path().join("journal")).await;
+    let proxy = process.proxy;
+    let first = tokio::spawn(async move { send(proxy, "slow-key").await });
+    while sim.report().arrived < 1 {
+        tokio::task::yield_now().await;
+    }
+    is(&send(proxy, "slow-key").await, 200, "attached");
+    is(&first.await.unwrap(), 200, "first");
+    is(&send(proxy, "slow-key").await, 200, "replayed");
+    let query = [("FlowName", "unkeyed")];
+    Call::v3_with(&proxy.to_string(), &query, |_| {}, (KEY, SECRET))
+        .send(proxy)
+        .await;
+    let lines = process.logged("call", 4).await;
+    let of_key: Vec<_> = lines
+        .iter()
+        .filter(|line| line.get("once").is_some())
+        .collect();
+    assert_eq!(of_key.len(), 3, "{lines:?}");
+    let once = of_key[0]["once"].as_str().unwrap();
+    assert!(
+        once.len() == 8 && once.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{once}"
+    );
+    assert!(of_key.iter().all(|line| line["once"] == once), "{lines:?}");
+    let repeats: Vec<_> = of_key
+        .iter()
+        .filter_map(|line| line.get("first_request_id"))
+        .collect();
+    assert_eq!(repeats.len(), 1, "only the attached one: {lines:?}");
+    assert!(
+        of_key.iter().any(|line| line["request_id"] == *repeats[0]),
+        "{lines:?}"
+    );
+}
