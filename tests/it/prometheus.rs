@@ -107,7 +107,13 @@ impl Fleet {
         Call::v3_with(
             &self.first.proxy.to_string(),
             &query,
-            |call| call.push("x-flowgate-hold", hold),
+            |call| {
+                call.push("x-flowgate-hold", hold);
+                // The outcome of a doomed call stays unknown.
+                if name.starts_with("doomed") {
+                    call.push("idempotency-key", name);
+                }
+            },
             key,
         )
     }
