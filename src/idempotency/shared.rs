@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::{Script, Value};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::fingerprint::{Fingerprint, RecordName};
@@ -35,9 +35,11 @@ pub(crate) struct SharedRecords {
     scripts: Scripts,
     member: Mutex<Member>,
     /// The connection over which this replica has greeted the store.
-    greeted: tokio::sync::Mutex<Option<Instant>>,
+    greeted: Mutex<Option<Instant>>,
+    /// One greeting at a time: other operations wait for it.
+    greeting: Semaphore,
     /// One heartbeat at a time, so that their answers are read in order.
-    beats: tokio::sync::Mutex<()>,
+    beating: Semaphore,
     /// The keys of which an attempt of this replica may be under way.
     open: Mutex<HashMap<RecordName, Published>>,
     /// Ends that the store does not know yet.
@@ -60,6 +62,8 @@ struct Scripts {
 pub(crate) const BEAT: Duration = Duration::from_secs(1);
 /// How long one replica looks for the flow of an unknown record, before another one may.
 const LOOK_LEASE: Duration = Duration::from_secs(30);
+/// The semaphores live as long as their owner.
+const NEVER_CLOSED: &str = "a semaphore that is never closed";
 /// Number of records that one script publishes.
 const CHUNK: usize = 100;
 
@@ -79,8 +83,9 @@ impl SharedRecords {
             metrics,
             scripts: Scripts::new(),
             member: Mutex::new(member),
-            greeted: tokio::sync::Mutex::default(),
-            beats: tokio::sync::Mutex::default(),
+            greeted: Mutex::default(),
+            greeting: Semaphore::new(1),
+            beating: Semaphore::new(1),
             open: Mutex::default(),
             owed: Mutex::default(),
             leases: Mutex::default(),
@@ -301,13 +306,20 @@ impl SharedRecords {
         let State::Up { since } = self.store.state() else {
             return Err(Unavailable::Down);
         };
-        let mut greeted = self.greeted.lock().await;
-        if *greeted != Some(since) {
+        if self.has_greeted(since) {
+            return Ok(());
+        }
+        let _one = self.greeting.acquire().await.expect(NEVER_CLOSED);
+        if !self.has_greeted(since) {
             self.beat(Op::Greet).await?;
-            *greeted = Some(since);
+            *self.greeted.lock() = Some(since);
             self.wake.notify_one();
         }
         Ok(())
+    }
+
+    fn has_greeted(&self, since: Instant) -> bool {
+        *self.greeted.lock() == Some(since)
     }
 
     /// Notes the epoch of an answer. False: it is not the one that this replica knows, so a
@@ -321,7 +333,7 @@ impl SharedRecords {
     }
 
     async fn beat(&self, op: Op) -> Result<(), Unavailable> {
-        let _one = self.beats.lock().await;
+        let _one = self.beating.acquire().await.expect(NEVER_CLOSED);
         let server = self.store.server_ids();
         let call = self.member.lock().beat(op, &server, Instant::now());
         let answer = self.run(&call, protocol::BeatAnswer::read).await?;

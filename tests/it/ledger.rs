@@ -79,10 +79,14 @@ pub(crate) enum Names {
 }
 
 /// The faults of lost answers, by a mark in the name of the flow. The calls are processed.
-pub(crate) const LOST: [&str; 3] = ["named=/a,close-after", "named=/c,cut", "named=/r,reset"];
+pub(crate) const LOST: [&str; 3] = [
+    "named=/a,action=CreateFlow,close-after",
+    "named=/c,action=CreateFlow,cut",
+    "named=/r,action=CreateFlow,reset",
+];
 const LOST_MARKS: [&str; 3] = ["/a", "/c", "/r"];
 /// The fault of a request that is not processed.
-pub(crate) const UNPROCESSED: &str = "named=/b,close-before";
+pub(crate) const UNPROCESSED: &str = "named=/b,action=CreateFlow,close-before";
 const UNPROCESSED_MARK: &str = "/b";
 
 /// The time in which every key gets a final answer, when no caller waits any more.

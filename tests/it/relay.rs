@@ -173,7 +173,8 @@ async fn read(from: &mut OwnedReadHalf, passed: Option<&Passed>) -> Vec<u8> {
 /// The access key of a CreateFlow that starts here. Flowgate writes each head in one piece.
 fn key(bytes: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(bytes);
-    if text.contains("x-acs-action: ListFlow\r\n") {
+    let is_other = text.contains("x-acs-action: ") && !text.contains("x-acs-action: CreateFlow");
+    if is_other {
         return None;
     }
     let credential = text

@@ -83,7 +83,6 @@ struct Reply {
     status: u16,
     key: Option<String>,
     retry_after: Option<u64>,
-    code: String,
     message: String,
     flow_id: Option<String>,
 }
@@ -438,7 +437,6 @@ impl Reply {
             status,
             key,
             retry_after,
-            code: text(&body["Code"]).unwrap_or_default(),
             message: text(&body["Message"]).unwrap_or_default(),
             flow_id: text(&body["Data"]["FlowId"]),
         }
