@@ -1,8 +1,9 @@
 //! The services that all calls share, which live as long as the process.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -49,6 +50,8 @@ pub(crate) struct CallServices {
     pub(super) key_waits: WaitingCalls,
     /// The idempotency keys of calls.
     pub(crate) records: Arc<Records>,
+    /// When old records are removed next.
+    records_due: Mutex<Instant>,
     /// The looks for flows of unknown outcomes.
     pub(crate) looks: Looks,
     /// The idempotency keys that replicas share; `None` without a store.
@@ -56,6 +59,9 @@ pub(crate) struct CallServices {
     /// Attempts in flight, and calls that continue without their callers.
     pub(super) attempts: TaskTracker,
 }
+
+/// The interval at which old records are removed.
+const RECORDS_INTERVAL: Duration = Duration::from_secs(60);
 
 // === impl CallServices ===
 
@@ -96,6 +102,7 @@ impl CallServices {
             margins: Margins::default(),
             session_waits: WaitingCalls::default(),
             key_waits: WaitingCalls::default(),
+            records_due: Mutex::new(Instant::now()),
             records: Records::new(bounds_of_keys(&config_snapshot.config)),
             looks: Looks::default(),
             attempts: TaskTracker::new(),
@@ -108,7 +115,18 @@ impl CallServices {
     pub(crate) fn forget_idle(&self, now: SystemTime, uptime: Instant) {
         self.limiter.forget_idle();
         self.nonces.forget_idle(now, uptime);
-        for outcome in self.records.forget_old(uptime).unknown {
+        self.forget_old_records(uptime);
+    }
+
+    /// Removes old records, once a minute: it is a walk through all of them.
+    fn forget_old_records(&self, now: Instant) {
+        let mut due = self.records_due.lock();
+        if now < *due {
+            return;
+        }
+        *due = now + RECORDS_INTERVAL;
+        drop(due);
+        for outcome in self.records.forget_old(now).unknown {
             unknown::forgotten(self, &outcome);
         }
     }
