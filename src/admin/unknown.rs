@@ -193,7 +193,7 @@ async fn try_settle(
         }
         Some(ref flow_id) => Resolution::SettledCreated(Created {
             flow_id: flow_id.as_str().into(),
-            request_id: outcome.request_id.clone(),
+            request_id: outcome.known_request_id(),
         }),
         None => Resolution::SettledNotCreated,
     };

@@ -40,6 +40,9 @@ use crate::primitives::id::ClientId;
 /// The one action whose calls may have a record.
 const ACTION: &str = "CreateFlow";
 
+/// Why the outcome of a call in flight is unknown at the end of its hold.
+const LATE: &str = "CAMS has not answered within the hold";
+
 /// When a call that waits for another one of its key should be repeated.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
@@ -255,18 +258,21 @@ fn unshared() -> Refusal {
 }
 
 fn full() -> Refusal {
-    let message = "Flowgate remembers no more idempotency keys (exactly_once.max_keys), so it \
-                   cannot honour this one. Nothing was sent.";
+    let message = "Flowgate remembers no more idempotency keys, or no more of this client, which \
+                   may have half of exactly_once.max_keys. It cannot honour this one; nothing was \
+                   sent.";
     Refusal::after(Kind::KeysFull, Duration::from_secs(60), message)
 }
 
 /// The refusal of a call whose hold is over before the call of its key has ended.
 fn pending(progress: &Progress) -> Refusal {
     let refusal = match progress {
-        Progress::Open => Refusal {
-            retry_after: Some(REPEAT_AFTER),
-            ..Refusal::unknown("CAMS has not answered within the hold", ACTION, None)
-        },
+        Progress::Open => Refusal::after(
+            Kind::OutcomeUnknown,
+            REPEAT_AFTER,
+            "The call of this idempotency key was sent, and CAMS has not answered within the hold. \
+             Repeat the call unchanged: it is not sent again, and gets the answer.",
+        ),
         Progress::Sought(ending) | Progress::Ended(ending) => match &ending.end {
             End::Unknown(unknown) => return sought(unknown),
             End::Done(_) | End::Released => still_queued(),
@@ -536,6 +542,9 @@ impl KeyedCall<'_> {
 
     /// The refusal of a call whose hold is over before its record has ended.
     fn pending(&self, progress: &Progress) -> Refusal {
+        if !self.is_repeatable() && matches!(progress, Progress::Open) {
+            return Refusal::unknown(LATE, ACTION, None);
+        }
         let mut refusal = pending(progress);
         if self.is_repeatable() {
             if let Progress::Sought(ending) = progress {
@@ -843,7 +852,7 @@ impl Owner {
     fn mark(self, stamped_until: Instant) -> Self {
         match self {
             Self::Claimed(claim) => Self::Marked(claim.mark(stamped_until)),
-            Self::Marked(marked) => Self::Marked(marked),
+            Self::Marked(marked) => Self::Marked(marked.again()),
         }
     }
 }

@@ -93,7 +93,7 @@ pub(crate) struct UnknownOutcome {
     pub(crate) order: Arc<Order>,
     /// The journal's name of the attempt, if it is in a journal.
     pub(crate) attempt: Option<Box<str>>,
-    /// When the attempt ended, by this host's clock.
+    /// When the attempt was sent, by this host's clock.
     pub(crate) at: SystemTime,
     /// When the attempt ended.
     pub(crate) ended: Instant,
@@ -154,6 +154,16 @@ pub(super) struct Running {
 pub(crate) struct Waiter {
     running: Arc<Running>,
     progress: watch::Receiver<Progress>,
+}
+
+// === impl UnknownOutcome ===
+
+impl UnknownOutcome {
+    /// CAMS's request id, or Flowgate's own of the first request if CAMS's was lost.
+    pub(crate) fn known_request_id(&self) -> Option<Box<str>> {
+        let own = || self.order.request_id.clone();
+        Some(self.request_id.clone().unwrap_or_else(own))
+    }
 }
 
 // === impl FlowDescription ===

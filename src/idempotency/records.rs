@@ -109,6 +109,8 @@ pub(crate) struct Marked {
     owned: Option<Owned>,
     /// No request of the call has a later time stamp than this.
     stamped_until: Instant,
+    /// When the latest attempt was about to be sent.
+    at: SystemTime,
 }
 
 struct Owned {
@@ -504,6 +506,7 @@ impl Claim {
         Marked {
             owned,
             stamped_until,
+            at: SystemTime::now(),
         }
     }
 
@@ -547,6 +550,12 @@ impl Drop for Claim {
 // === impl Marked ===
 
 impl Marked {
+    /// Another attempt may leave from now on.
+    pub(crate) fn again(mut self) -> Self {
+        self.at = SystemTime::now();
+        self
+    }
+
     /// Waits until no caller waits for the call any more.
     pub(crate) async fn abandoned(&self) {
         match &self.owned {
@@ -574,7 +583,7 @@ impl Marked {
             CallEnd::NotCreated => End::Released,
             CallEnd::Unknown(loss) => {
                 let order = owned.running.order.clone();
-                End::Unknown(Arc::new(loss.outcome(order, self.stamped_until)))
+                End::Unknown(Arc::new(loss.outcome(order, self.at, self.stamped_until)))
             }
         };
         owned.end(end, answer);
@@ -596,13 +605,13 @@ impl Drop for Marked {
 // === impl Loss ===
 
 impl Loss {
-    fn outcome(self, order: Arc<Order>, stamped_until: Instant) -> UnknownOutcome {
+    fn outcome(self, order: Arc<Order>, at: SystemTime, stamped_until: Instant) -> UnknownOutcome {
         UnknownOutcome {
             reason: self.reason,
             request_id: self.request_id,
             order,
             attempt: self.attempt,
-            at: SystemTime::now(),
+            at,
             ended: Instant::now(),
             stamped_until,
             search: if self.is_sought {

@@ -84,8 +84,9 @@ pub(crate) struct Note {
     is_required: bool,
 }
 
-/// Maximum length of a flow's name that is looked for, in bytes.
-const MAX_FLOW_NAME: usize = 1024;
+/// Maximum length of the name of a flow that may be looked for, in bytes. Longer than any name that
+/// is (1024), also after a cut at a character: a name that is cut here is not looked for later.
+const MAX_FLOW_NAME: usize = 1024 + 4;
 
 /// How long the end of a drain waits for a disk that hangs.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);

@@ -293,10 +293,7 @@ impl AccountLooks {
                 let created = Created {
                     flow_id: flow_id.clone(),
                     // The answer with CAMS's own id was lost.
-                    request_id: outcome
-                        .request_id
-                        .clone()
-                        .or_else(|| Some(outcome.order.request_id.clone())),
+                    request_id: outcome.known_request_id(),
                 };
                 ("found", Some(Resolution::Created(created)))
             }

@@ -32,12 +32,13 @@ enum Last {
     },
 }
 
-/// What an attempt has done, with its end and its resolution as far as the journal has them.
-fn last(end: Option<KeyedEnd>, resolution: Option<KeyedResolution>) -> Last {
+/// What an attempt has done, with its end and its resolution as far as the journal has them. `own_id`
+/// is Flowgate's request id, for a flow of which CAMS's is not known.
+fn last(end: Option<KeyedEnd>, resolution: Option<KeyedResolution>, own_id: Box<str>) -> Last {
     let created = |flow_id: String, request_id: Option<String>| {
         Last::Created(Created {
             flow_id: flow_id.into(),
-            request_id: request_id.map(Into::into),
+            request_id: Some(request_id.map_or(own_id, Into::into)),
         })
     };
     let (outcome, reason, flow_id, request_id) = match end {
@@ -126,7 +127,8 @@ fn restore_one(
             categories: attempt.key.categories,
         },
     });
-    let last = last(attempt.end, attempt.resolution);
+    let own_id = order.request_id.clone();
+    let last = last(attempt.end, attempt.resolution, own_id);
     if let Last::Created(created) = &last {
         table.made_here.add(&order, &created.flow_id);
     }

@@ -158,6 +158,10 @@ pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
             Err(_) => damaged += 1,
         }
     })?;
+    if damaged > 0 && damaged == number {
+        let why = "it has no line of a journal";
+        return Err(io::Error::new(ErrorKind::InvalidData, why));
+    }
     let mut attempts: Vec<_> = listed.into_values().collect();
     attempts.sort_by_key(|(number, _)| *number);
     Ok(JournalContent {
