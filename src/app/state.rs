@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::app::start_error::StartError;
 use crate::call::current_config::Endpoints;
+use crate::call::looks;
 use crate::call::reply;
 use crate::call::services::{CallServices, bounds_of_keys, times_of_keys};
 use crate::config::{self, Bind, Config, FlowNames};
@@ -142,6 +143,7 @@ impl AppState {
         self.calls
             .records
             .set_bounds(bounds_of_keys(&config_snapshot.config));
+        looks::reconfigure(&self.calls);
         if let Some(shared) = &self.calls.shared_records {
             shared.set_times(times_of_keys(&config_snapshot.config));
         }

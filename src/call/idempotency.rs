@@ -36,6 +36,7 @@ use crate::observe::journal::JournalOrder;
 use crate::observe::record::{CallStats, Record};
 use crate::operation::Operation;
 use crate::primitives::id::ClientId;
+use crate::process::shutdown::Phase;
 
 /// The one action whose calls may have a record.
 const ACTION: &str = "CreateFlow";
@@ -167,17 +168,6 @@ pub(super) async fn answer(
     answered
 }
 
-/// Waits for the end of the call, at most until the end of the hold.
-async fn wait(
-    waiter: Waiter,
-    answer_by: Instant,
-    record: &mut Record,
-) -> Result<Arc<Ending>, Progress> {
-    let mut waiting = Waiting { waiter, record };
-    let ended = timeout_at(answer_by, waiting.waiter.end()).await;
-    ended.map_err(|_elapsed| waiting.waiter.progress())
-}
-
 /// A caller that waits for a record. If it leaves, its own record learns whether an attempt may have
 /// left: then the outcome is unknown to it.
 struct Waiting<'a> {
@@ -270,8 +260,8 @@ fn pending(progress: &Progress) -> Refusal {
         Progress::Open => Refusal::after(
             Kind::OutcomeUnknown,
             REPEAT_AFTER,
-            "The call of this idempotency key was sent, and CAMS has not answered within the hold. \
-             Repeat the call unchanged: it is not sent again, and gets the answer.",
+            "The call of this idempotency key was sent, and CAMS has not answered yet. Repeat the \
+             call unchanged: it is not sent again, and gets the answer.",
         ),
         Progress::Sought(ending) | Progress::Ended(ending) => match &ending.end {
             End::Unknown(unknown) => return sought(unknown),
@@ -433,7 +423,7 @@ impl KeyedCall<'_> {
                     let journal = journal.map(|_| order.journal_order());
                     let run = runner.run(accepted, own, journal);
                     services.attempts.spawn(Box::pin(run));
-                    return match wait(waiter, self.answer_by, record).await {
+                    return match self.wait(waiter, record).await {
                         Ok(ending) => self.first(&ending, record),
                         // CAMS's own answer, if there is one.
                         Err(Progress::Sought(ending)) if ending.answer.is_some() => {
@@ -481,6 +471,26 @@ impl KeyedCall<'_> {
             SharedState::Absent => Some(Resolution::Absent),
             _ => None,
         }
+    }
+
+    /// Waits for the end of the call, at most until the end of the hold. Also until the end of a
+    /// drain, if a later process or another replica will know the record.
+    async fn wait(&self, waiter: Waiter, record: &mut Record) -> Result<Arc<Ending>, Progress> {
+        let mut waiting = Waiting { waiter, record };
+        let is_kept = self.services.journal.is_some() || self.services.shared_records.is_some();
+        let phases = &self.services.phases;
+        let stopped = async {
+            if !is_kept || !self.is_repeatable() {
+                std::future::pending::<()>().await;
+            }
+            phases.now_in(Phase::Over).await;
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = timeout_at(self.answer_by, waiting.waiter.end()) => ended.ok(),
+            () = stopped => None,
+        };
+        ended.ok_or_else(|| waiting.waiter.progress())
     }
 
     /// The answer to the first caller: CAMS's own, if there is one.
@@ -595,7 +605,7 @@ impl KeyedCall<'_> {
         let awaited = "the call of their idempotency key";
         let _counted = services.key_waits.enter(operation, &queue, awaited)?;
         let _reserved = services.limiter.reserve(operation, bytes)?;
-        let waited = wait(waiter, self.answer_by, record).await;
+        let waited = self.wait(waiter, record).await;
         waited.map_err(|progress| self.pending(&progress))
     }
 

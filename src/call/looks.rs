@@ -97,6 +97,19 @@ fn sought(services: &CallServices, account: &AccountId) -> Vec<Sought> {
         .collect()
 }
 
+/// Begins and ends searches as the current configuration says, after a reload.
+pub(crate) fn reconfigure(services: &CallServices) {
+    for (name, outcome) in services.records.unknown() {
+        let order = &outcome.order;
+        let is_wanted = may_look(services, &order.account) && order.flow.can_be_sought();
+        match (&outcome.search, is_wanted) {
+            (Search::Active, false) => services.records.set_search(name, Search::None),
+            (Search::None, true) => services.records.set_search(name, Search::Active),
+            _ => {}
+        }
+    }
+}
+
 /// Whether the flows of an account are looked for in the current configuration.
 fn may_look(services: &CallServices, account: &AccountId) -> bool {
     let config_snapshot = services.current_config.load();

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::services::CallServices;
 use crate::idempotency::fingerprint::RecordName;
 use crate::idempotency::record::{OrderKind, Resolution, UnknownOutcome};
-use crate::idempotency::shared::SharedEnd;
+use crate::idempotency::shared::{SharedEnd, SharedState};
 use crate::observe::journal::{Resolved, ResolvedAs};
 
 /// Ends an unknown outcome in the store, then here, and answers the callers that wait for it. Returns
@@ -19,8 +19,13 @@ pub(crate) async fn resolve(
     resolution: Resolution,
 ) -> Option<Arc<UnknownOutcome>> {
     // A repetition that is sent at once must find the key free in the store, too.
-    share(services, name, &resolution).await;
-    resolve_here(services, name, resolution)
+    let Some(SharedState::Done(created)) = share(services, name, &resolution).await else {
+        return resolve_here(services, name, resolution);
+    };
+    // Another replica was first, and its word holds.
+    let is_the_same = resolution.is_created();
+    let outcome = resolve_here(services, name, Resolution::Created(created));
+    outcome.filter(|_| is_the_same)
 }
 
 /// Like [`resolve`], of an outcome whose end is in the store already.
@@ -62,16 +67,20 @@ fn shared_end(resolution: &Resolution) -> Option<SharedEnd> {
 }
 
 /// Tells the other replicas. If the store is down, a key that is free here stays unknown there.
-async fn share(services: &CallServices, name: RecordName, resolution: &Resolution) {
-    let (Some(shared), Some(end)) = (&services.shared_records, shared_end(resolution)) else {
-        return;
-    };
-    let Some(outcome) = services.records.unknown_outcome(name) else {
-        return;
-    };
-    if outcome.order.kind == OrderKind::Keyed {
-        drop(shared.resolve(name, outcome.order.fingerprint, end).await);
+/// Returns the state of the record if it is not unknown in the store.
+async fn share(
+    services: &CallServices,
+    name: RecordName,
+    resolution: &Resolution,
+) -> Option<SharedState> {
+    let shared = services.shared_records.as_ref()?;
+    let end = shared_end(resolution)?;
+    let outcome = services.records.unknown_outcome(name)?;
+    if outcome.order.kind != OrderKind::Keyed {
+        return None;
     }
+    let shared = shared.resolve(name, outcome.order.fingerprint, end);
+    shared.await.ok().flatten()
 }
 
 /// Reports that an unknown outcome is not remembered any longer.

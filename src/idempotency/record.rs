@@ -156,9 +156,26 @@ pub(crate) struct Waiter {
     progress: watch::Receiver<Progress>,
 }
 
+// === impl Resolution ===
+
+impl Resolution {
+    /// Whether CAMS has created the flow.
+    pub(crate) fn is_created(&self) -> bool {
+        matches!(self, Self::Created(_) | Self::SettledCreated(_))
+    }
+}
+
 // === impl UnknownOutcome ===
 
 impl UnknownOutcome {
+    /// The same unknown outcome with another state of the search.
+    pub(super) fn with(&self, search: Search) -> End {
+        End::Unknown(Arc::new(Self {
+            search,
+            ..self.clone()
+        }))
+    }
+
     /// CAMS's request id, or Flowgate's own of the first request if CAMS's was lost.
     pub(crate) fn known_request_id(&self) -> Option<Box<str>> {
         let own = || self.order.request_id.clone();

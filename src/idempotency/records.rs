@@ -226,6 +226,26 @@ impl Records {
         resolution: Resolution,
         now: Instant,
     ) -> Option<Arc<UnknownOutcome>> {
+        self.end_unknown(name, now, |outcome| match resolution {
+            Resolution::Created(created) | Resolution::SettledCreated(created) => {
+                End::Done(Arc::new(created))
+            }
+            Resolution::Absent | Resolution::SettledNotCreated => End::Released,
+            Resolution::Ambiguous(found) => outcome.with(Search::Ambiguous(found)),
+        })
+    }
+
+    /// Begins or ends the search for the flow of an unknown outcome.
+    pub(crate) fn set_search(&self, name: RecordName, search: Search) {
+        self.end_unknown(name, Instant::now(), |outcome| outcome.with(search));
+    }
+
+    fn end_unknown(
+        &self,
+        name: RecordName,
+        now: Instant,
+        end: impl FnOnce(&UnknownOutcome) -> End,
+    ) -> Option<Arc<UnknownOutcome>> {
         let mut table = self.table.lock();
         let Some(Record {
             state: State::Unknown(running, outcome),
@@ -235,16 +255,7 @@ impl Records {
             return None;
         };
         let (running, outcome) = (running.clone(), outcome.clone());
-        let end = match resolution {
-            Resolution::Created(created) | Resolution::SettledCreated(created) => {
-                End::Done(Arc::new(created))
-            }
-            Resolution::Absent | Resolution::SettledNotCreated => End::Released,
-            Resolution::Ambiguous(found) => End::Unknown(Arc::new(UnknownOutcome {
-                search: Search::Ambiguous(found),
-                ..(*outcome).clone()
-            })),
-        };
+        let end = end(&outcome);
         table.end(name, &running, &end, now);
         drop(table);
         self.unknown_changed.notify_one();

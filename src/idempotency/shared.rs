@@ -183,7 +183,8 @@ impl SharedRecords {
         self.open.lock().remove(&claim.name);
     }
 
-    /// Records how an unknown outcome was resolved.
+    /// Records how an unknown outcome was resolved. Returns the state of the record if it is not
+    /// unknown in the store.
     ///
     /// # Errors
     /// The store gives no answer.
@@ -192,17 +193,19 @@ impl SharedRecords {
         name: RecordName,
         print: Fingerprint,
         end: SharedEnd,
-    ) -> Result<(), Unavailable> {
-        let SharedState::Unknown(record) = self.read(name, print).await? else {
-            return Ok(());
+    ) -> Result<Option<SharedState>, Unavailable> {
+        let owner = match self.read(name, print).await? {
+            SharedState::Unknown(record) => record.owner,
+            SharedState::Absent if matches!(end, SharedEnd::Done(_)) => Owner::none(),
+            other => return Ok(Some(other)),
         };
-        let owner = record.owner;
         let settlement = Settlement {
             claim: KeyClaim { name, owner, print },
             end,
             signed_until: Instant::now(),
         };
-        self.settle(settlement).await.map(drop)
+        self.settle(settlement).await?;
+        Ok(None)
     }
 
     /// Records the end of a call or of an unknown outcome. If the store gives no answer it is

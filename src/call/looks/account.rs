@@ -17,7 +17,9 @@ use crate::idempotency::looks::{
     Evidence, FlowStatus, Look, LookKind, Others, Schedule, Verdict, Wanted, Watch, candidate_id,
     decide,
 };
-use crate::idempotency::record::{Created, FlowDescription, OrderKind, Resolution, UnknownOutcome};
+use crate::idempotency::record::{
+    Created, FlowDescription, OrderKind, Resolution, Search, UnknownOutcome,
+};
 use crate::idempotency::shared::{SharedRecords, SharedState};
 use crate::primitives::id::AccountId;
 use crate::primitives::text::{capped, millis};
@@ -27,9 +29,6 @@ const PACE: Duration = Duration::from_secs(1);
 
 /// The wait after CAMS has stated that the account's key may not look.
 const FORBIDDEN_FOR: Duration = Duration::from_secs(3600);
-
-/// The wait while the configuration does not permit to look.
-const UNCONFIGURED_FOR: Duration = Duration::from_secs(60);
 
 /// More names than this in one space are looked for together.
 const MAX_BY_NAME: usize = 20;
@@ -167,7 +166,9 @@ impl AccountLooks {
 
     async fn look(&mut self, services: &Arc<CallServices>, batch: Batch) {
         if !may_look(services, &self.account) {
-            self.pause_until = Instant::now() + UNCONFIGURED_FOR;
+            for Sought { name, .. } in sought(services, &self.account) {
+                services.records.set_search(name, Search::None);
+            }
             return;
         }
         let batch = self.leased(services, batch).await;
