@@ -356,7 +356,7 @@ enum Lease {
     Mine,
     /// Another one.
     Elsewhere,
-    /// Nobody: another one has found it.
+    /// No replica: another one has found it.
     Resolved(Created),
 }
 

@@ -426,7 +426,7 @@ pub(crate) const KEYS: &[Key] = &[
         "accounts[].flow_names",
         Kind::Text,
         Some("any"),
-        "What is known of the names of the account's flows. `unique`: you promise that, while a CreateFlow is under way, nobody else creates, renames or deletes a flow of its name in its CustSpaceId. Flowgate then looks with ListFlow for the flow of a call whose answer was lost (docs/exactly-once.md). `any`: it does not.",
+        "What is known of the names of the account's flows. `unique`: you promise that, while a CreateFlow is under way, no other program or person creates, renames or deletes a flow of its name in its CustSpaceId. Flowgate then looks with ListFlow for the flow of a call whose answer was lost (docs/exactly-once.md). `any`: it does not.",
     ),
     key(
         "accounts[].adopt_repeats",

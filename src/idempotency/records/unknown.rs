@@ -12,7 +12,7 @@ use crate::primitives::id::AccountId;
 #[derive(Default)]
 pub(super) struct UnknownIndex {
     by_account: BTreeMap<AccountId, BTreeSet<RecordName>>,
-    /// The accounts with changes that nobody has taken yet.
+    /// The accounts with changes that were not taken yet.
     changed: BTreeSet<AccountId>,
 }
 
