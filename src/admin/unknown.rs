@@ -186,7 +186,7 @@ async fn try_settle(
         .find(|(_, outcome)| *outcome.order.request_id == *settled.request_id)
         .ok_or_else(gone)?;
     let resolution = match settled.flow_id {
-        Some(ref flow_id) if services.records.has_flow(flow_id) => {
+        Some(ref flow_id) if unknown::is_of_another(services, name, &outcome, flow_id).await => {
             let why = "Another call has created the flow of this flow_id: a flow belongs to one \
                        order.\n";
             return Err(Page::refused(StatusCode::CONFLICT, why));

@@ -31,7 +31,7 @@ use crate::idempotency::record::{
     UnknownOutcome, Waiter,
 };
 use crate::idempotency::records::{CallEnd, Claim, Found, Loss, Marked};
-use crate::idempotency::shared::SharedState;
+use crate::idempotency::shared::{LearnedBy, SharedState};
 use crate::observe::journal::JournalOrder;
 use crate::observe::record::{CallStats, Record};
 use crate::operation::Operation;
@@ -85,6 +85,8 @@ struct Runner {
     is_sought: bool,
     /// No request of the call has a later time stamp than this.
     stamped_until: Instant,
+    /// The order, if it has no key and looks must know its flow.
+    keyless: Option<(RecordName, Arc<Order>)>,
 }
 
 /// How the call of a record has ended, and the answer of this process, if there is one.
@@ -466,7 +468,7 @@ impl KeyedCall<'_> {
         if order.kind != OrderKind::Keyed {
             return None;
         }
-        match shared.read(*name, order.fingerprint).await.ok()? {
+        match shared.read(*name, order).await.ok()? {
             SharedState::Done(created) => Some(Resolution::Created(created)),
             SharedState::Absent => Some(Resolution::Absent),
             _ => None,
@@ -689,6 +691,9 @@ impl Runner {
             is_protected: true,
             is_sought,
             stamped_until: Instant::now() + hold,
+            keyless: is_sought
+                .then(|| (order.name, order.order.clone()))
+                .filter(|(_, order)| order.kind != OrderKind::Keyed),
         }
     }
 
@@ -834,6 +839,9 @@ impl Runner {
         if let Some(shared) = &self.shared {
             shared.settle(&end, self.stamped_until).await;
         }
+        if let (CallEnd::Created(created), Some((name, order))) = (&end, self.keyless.take()) {
+            self.note_flow(name, order, created.flow_id.clone());
+        }
         let is_protected = self.is_protected;
         let answer = answer.map(|answer| Answer {
             is_protected,
@@ -852,6 +860,21 @@ impl Runner {
         if let Some(shared) = &self.shared {
             shared.ended();
         }
+    }
+
+    /// Tells the looks of other replicas whose flow this is.
+    fn note_flow(&self, name: RecordName, order: Arc<Order>, flow_id: Box<str>) {
+        let Some(shared) = self.services.shared_records.clone() else {
+            return;
+        };
+        let note = async move {
+            drop(
+                shared
+                    .take_flow(name, &order, &flow_id, LearnedBy::Answer)
+                    .await,
+            );
+        };
+        self.services.attempts.spawn(Box::pin(note));
     }
 }
 

@@ -51,11 +51,7 @@ impl SharedKey {
         hold: Duration,
         is_sought: bool,
     ) -> Self {
-        let claim = KeyClaim {
-            name,
-            owner: records.new_owner(),
-            print: order.fingerprint,
-        };
+        let claim = KeyClaim::of(name, order, records.new_owner());
         Self {
             records: records.clone(),
             claim,

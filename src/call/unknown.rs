@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::services::CallServices;
 use crate::idempotency::fingerprint::RecordName;
 use crate::idempotency::record::{OrderKind, Resolution, UnknownOutcome};
-use crate::idempotency::shared::{SharedEnd, SharedState};
+use crate::idempotency::shared::{LearnedBy, SharedEnd, SharedState, Taken};
 use crate::observe::journal::{Resolved, ResolvedAs};
 
 /// Ends an unknown outcome in the store, then here, and answers the callers that wait for it. Returns
@@ -79,8 +79,25 @@ async fn share(
     if outcome.order.kind != OrderKind::Keyed {
         return None;
     }
-    let shared = shared.resolve(name, outcome.order.fingerprint, end);
+    let shared = shared.resolve(name, &outcome.order, end);
     shared.await.ok().flatten()
+}
+
+/// Whether a flow is known as that of another call, here or at another replica.
+pub(crate) async fn is_of_another(
+    services: &CallServices,
+    name: RecordName,
+    outcome: &UnknownOutcome,
+    flow_id: &str,
+) -> bool {
+    if services.records.has_flow(flow_id) {
+        return true;
+    }
+    let Some(shared) = &services.shared_records else {
+        return false;
+    };
+    let taken = shared.take_flow(name, &outcome.order, flow_id, LearnedBy::Word);
+    taken.await == Ok(Taken::Owned)
 }
 
 /// Reports that an unknown outcome is not remembered any longer.

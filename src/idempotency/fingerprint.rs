@@ -15,6 +15,10 @@ pub(crate) struct RecordName([u8; 16]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Fingerprint(u64);
 
+/// A hash of account, space and name of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowNameHash([u8; 16]);
+
 /// Parameters that do not change what CAMS does.
 const NOT_BUSINESS: [&str; 2] = [CLIENT_TOKEN, "Format"];
 
@@ -63,6 +67,15 @@ pub(crate) fn equal_name(account: &str, client: &str, fingerprint: Fingerprint) 
     add(&mut hasher, &[0; 256]);
     add(&mut hasher, &fingerprint.0.to_be_bytes());
     RecordName(first(&hasher.finalize()))
+}
+
+/// What all calls that create a flow of this name in this space have in common.
+pub(crate) fn flow_name_hash(account: &str, space: &str, name: &str) -> FlowNameHash {
+    let mut hasher = Sha256::new();
+    for part in [account, space, name] {
+        add(&mut hasher, part.as_bytes());
+    }
+    FlowNameHash(first(&hasher.finalize()))
 }
 
 /// A JSON object or list without its white space, which SDKs write differently. Other values are
@@ -118,6 +131,15 @@ impl RecordName {
     pub(crate) fn parse(hex: &str) -> Option<Self> {
         let number = u128::from_str_radix(hex, 16).ok()?;
         (hex.len() == 32).then(|| Self(number.to_be_bytes()))
+    }
+}
+
+// === impl FlowNameHash ===
+
+impl FlowNameHash {
+    /// The hash in hexadecimal.
+    pub(crate) fn hex(self) -> String {
+        crate::acs::v3::hex(&self.0)
     }
 }
 

@@ -11,7 +11,7 @@ use hyper::Response;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::fingerprint::Fingerprint;
+use super::fingerprint::{Fingerprint, FlowNameHash, flow_name_hash};
 use crate::error::{Outcome, Refusal};
 use crate::primitives::id::{AccountId, ClientId};
 
@@ -180,6 +180,17 @@ impl UnknownOutcome {
     pub(crate) fn known_request_id(&self) -> Option<Box<str>> {
         let own = || self.order.request_id.clone();
         Some(self.request_id.clone().unwrap_or_else(own))
+    }
+}
+
+// === impl Order ===
+
+impl Order {
+    /// What it has in common with other orders of the same flow name, if its flow can be looked for.
+    pub(crate) fn flow_name_hash(&self) -> Option<FlowNameHash> {
+        let Self { account, flow, .. } = self;
+        let hash = || flow_name_hash(account.as_str(), &flow.space, &flow.name);
+        flow.can_be_sought().then(hash)
     }
 }
 

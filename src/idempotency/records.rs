@@ -460,6 +460,7 @@ impl Record {
 
     /// What the store learns of the record if it is a key that has ended.
     fn shareable(&self, name: RecordName, keep: Duration, now: Instant) -> Option<Published> {
+        let mut flow_name = None;
         let (end, signed_until, lifetime) = match &self.state {
             State::Done(done) if !done.is_for_one => {
                 let passed = now.saturating_duration_since(done.at);
@@ -469,6 +470,7 @@ impl Record {
             State::Unknown(running, outcome) if running.order.kind == OrderKind::Keyed => {
                 let request_id = outcome.request_id.clone();
                 let end = SharedEnd::Unknown { request_id };
+                flow_name = running.order.flow_name_hash();
                 (end, outcome.stamped_until, KEEP_UNKNOWN)
             }
             _ => return None,
@@ -478,6 +480,7 @@ impl Record {
                 name,
                 owner: Owner::none(),
                 print: self.fingerprint(),
+                flow_name,
             },
             end: Some(end),
             signed_until,

@@ -18,14 +18,15 @@ use redis::{Script, Value};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use super::fingerprint::{Fingerprint, RecordName};
+use super::fingerprint::RecordName;
+use super::record::Order;
 use crate::observe::metrics::Metrics;
 use crate::store::{State, Store, Unavailable};
 
 pub(crate) use member::{Member, Times};
 pub(crate) use protocol::{
-    Call, ClaimAnswer, KeyClaim, MarkAnswer, Op, Owner, Published, SettleAnswer, Settlement,
-    SharedEnd, SharedRecord, SharedState,
+    Call, ClaimAnswer, KeyClaim, LearnedBy, MarkAnswer, Op, Owner, Published, SettleAnswer,
+    Settlement, SharedEnd, SharedRecord, SharedState, TakeAnswer, Taken,
 };
 
 /// This replica's access to the records that replicas share.
@@ -54,6 +55,7 @@ struct Scripts {
     claim: Script,
     mark: Script,
     settle: Script,
+    take_flow: Script,
     publish: Script,
     beat: Script,
 }
@@ -123,10 +125,10 @@ impl SharedRecords {
     pub(crate) async fn read(
         &self,
         name: RecordName,
-        print: Fingerprint,
+        order: &Order,
     ) -> Result<SharedState, Unavailable> {
-        let owner = Owner::none();
-        self.look_up(&KeyClaim { name, owner, print }, None).await
+        let claim = KeyClaim::of(name, order, Owner::none());
+        self.look_up(&claim, None).await
     }
 
     async fn look_up(
@@ -191,16 +193,16 @@ impl SharedRecords {
     pub(crate) async fn resolve(
         &self,
         name: RecordName,
-        print: Fingerprint,
+        order: &Order,
         end: SharedEnd,
     ) -> Result<Option<SharedState>, Unavailable> {
-        let owner = match self.read(name, print).await? {
+        let owner = match self.read(name, order).await? {
             SharedState::Unknown(record) => record.owner,
             SharedState::Absent if matches!(end, SharedEnd::Done(_)) => Owner::none(),
             other => return Ok(Some(other)),
         };
         let settlement = Settlement {
-            claim: KeyClaim { name, owner, print },
+            claim: KeyClaim::of(name, order, owner),
             end,
             signed_until: Instant::now(),
         };
@@ -225,6 +227,24 @@ impl SharedRecords {
             }
         }
         Ok(answer)
+    }
+
+    /// Takes a flow for a call of this replica, so that no other call gets it.
+    ///
+    /// # Errors
+    /// The store gives no answer: the flow may have been taken.
+    pub(crate) async fn take_flow(
+        &self,
+        name: RecordName,
+        order: &Order,
+        flow_id: &str,
+        by: LearnedBy,
+    ) -> Result<Taken, Unavailable> {
+        self.greet().await?;
+        let call = self.member.lock().take_flow(name, order, flow_id, by);
+        let answer = self.run(&call, TakeAnswer::read).await?;
+        self.heard(&answer.epoch);
+        Ok(answer.taken)
     }
 
     /// Returns whether this replica may look for the flow of an unknown record now. It may until its
@@ -377,6 +397,7 @@ impl Scripts {
             claim: script(Op::Claim),
             mark: script(Op::Mark),
             settle: script(Op::Settle),
+            take_flow: script(Op::TakeFlow),
             publish: script(Op::Publish),
             beat: script(Op::Beat),
         }
@@ -387,6 +408,7 @@ impl Scripts {
             Op::Claim => &self.claim,
             Op::Mark => &self.mark,
             Op::Settle => &self.settle,
+            Op::TakeFlow => &self.take_flow,
             Op::Publish => &self.publish,
             Op::Beat | Op::Greet | Op::Leave => &self.beat,
         }

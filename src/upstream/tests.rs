@@ -5,7 +5,7 @@ pub(crate) mod dialling;
 mod first_write;
 mod tunnels;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -281,6 +281,20 @@ async fn one_connection_is_opened_for_each_call_that_could_be_sent() {
     );
 }
 
+/// Whether a connection to this address has not received a close yet, as the kernel sees it.
+fn is_established(to: SocketAddr) -> bool {
+    let IpAddr::V4(ip) = to.ip() else {
+        panic!("{to} is not an IPv4 address");
+    };
+    // The kernel prints addresses in the byte order of the host.
+    let remote = format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), to.port());
+    let sockets = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    sockets.lines().any(|socket| {
+        let mut columns = socket.split_whitespace().skip(2);
+        columns.next() == Some(&*remote) && columns.next() == Some("01")
+    })
+}
+
 #[tokio::test]
 async fn a_server_that_closes_between_calls_loses_and_repeats_no_request() {
     let (address, seen) = server(|_, mut stream, seen| async move {
@@ -302,8 +316,9 @@ async fn a_server_that_closes_between_calls_loses_and_repeats_no_request() {
                 Sent::Lost(lost) => panic!("{lost:?}"),
             }
         }
-        // The close is on its way before the next call; whether hyper has noticed it is random.
+        // The kernel has the close before the next call; whether hyper has noticed it is random.
         eventually("closed", || seen.closed() == seen.accepted()).await;
+        eventually("close received", || !is_established(address)).await;
     }
     let expected: Vec<_> = (0..50).map(|call| format!("/?{call} body")).collect();
     assert_eq!(*seen.requests.lock(), expected);

@@ -81,14 +81,22 @@ async fn a_full_memory_for_bodies_closes_the_connection() {
     let harness = Harness::new("[queue]\nmax_bytes = \"2MiB\"").await;
     let host = harness.host();
     // Two calls whose bodies have not ended hold one half of the memory each.
-    let mut held = Vec::new();
-    for _ in 0..2 {
-        let bytes = call(&host, LARGE - 100, SECRET).bytes();
-        let mut stream = TcpStream::connect(harness.proxy).unwrap();
-        let part = bytes.len() - 10;
-        stream.write_all(&bytes[..part]).unwrap();
-        held.push(stream);
-    }
+    let held = call(&host, LARGE - 100, SECRET);
+    let missing = 10;
+    let held_bytes = 2 * (held.body.len() - missing);
+    let bytes = held.bytes();
+    let to = harness.proxy;
+    let hold = move || {
+        [(); 2].map(|()| {
+            let mut stream = TcpStream::connect(to).unwrap();
+            stream.write_all(&bytes[..bytes.len() - missing]).unwrap();
+            stream
+        })
+    };
+    let _held = tokio::task::spawn_blocking(hold).await.unwrap();
+    harness
+        .until("flowgate_unverified_bytes", held_bytes as f64)
+        .await;
     let mut refused = 0;
     for _ in 0..20 {
         let bytes = call(&host, LARGE - 100, SECRET).bytes();

@@ -20,7 +20,7 @@ use crate::idempotency::looks::{
 use crate::idempotency::record::{
     Created, FlowDescription, OrderKind, Resolution, Search, UnknownOutcome,
 };
-use crate::idempotency::shared::{SharedRecords, SharedState};
+use crate::idempotency::shared::{LearnedBy, SharedRecords, SharedState, Taken};
 use crate::primitives::id::AccountId;
 use crate::primitives::text::{capped, millis};
 
@@ -279,7 +279,18 @@ impl AccountLooks {
             return Ok(verdict);
         };
         let status = ask::status(services, &self.account, space, id).await?;
-        Ok(decide(&evidence(status)))
+        let evidence = evidence(status);
+        let verdict = decide(&evidence);
+        match (&verdict, &services.shared_records) {
+            (Verdict::Created(id), Some(shared)) => {
+                let taken = shared.take_flow(sought.name, order, id, LearnedBy::Look);
+                Ok(match others_of(taken.await?) {
+                    Some(others) => decide(&Evidence { others, ..evidence }),
+                    None => verdict,
+                })
+            }
+            _ => Ok(verdict),
+        }
     }
 
     /// Ends an outcome if the look has proved something.
@@ -366,7 +377,7 @@ async fn lease(shared: &SharedRecords, sought: &Sought) -> Lease {
     if outcome.order.kind != OrderKind::Keyed {
         return Lease::Mine;
     }
-    match shared.read(*name, outcome.order.fingerprint).await {
+    match shared.read(*name, &outcome.order).await {
         Ok(SharedState::Done(created)) => Lease::Resolved(created),
         Ok(_) => match shared.lease_look(*name).await {
             Ok(false) => Lease::Elsewhere,
@@ -374,6 +385,18 @@ async fn lease(shared: &SharedRecords, sought: &Sought) -> Lease {
         },
         Err(_down) => Lease::Mine,
     }
+}
+
+/// What the calls of all replicas say of a flow that was found; `None`: it is the flow of the call.
+fn others_of(taken: Taken) -> Option<Others> {
+    let mut others = Others::default();
+    match taken {
+        Taken::Mine => return None,
+        Taken::Owned => others.have_flow = true,
+        Taken::OtherOpen | Taken::Gated => others.are_open = true,
+        Taken::OtherUnknown => others.are_unknown = true,
+    }
+    Some(others)
 }
 
 /// Logs what the looks for a flow have ended with.

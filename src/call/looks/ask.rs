@@ -18,6 +18,7 @@ use crate::error::{Kind, Refusal};
 use crate::idempotency::looks::FlowStatus;
 use crate::observe::record::Record;
 use crate::primitives::id::AccountId;
+use crate::store::Unavailable;
 
 /// Why a look has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -177,6 +178,12 @@ impl From<Refusal> for LookError {
             | Kind::StoreUnavailable => Self::Throttled,
             _ => Self::Failed(refusal.message.into()),
         }
+    }
+}
+
+impl From<Unavailable> for LookError {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Failed(unavailable.to_string().into())
     }
 }
 

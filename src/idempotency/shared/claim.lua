@@ -7,22 +7,6 @@ local OWNER, PRINT, LIFETIME, OVERDUE = ARGV[4], ARGV[5], tonumber(ARGV[6]), ton
 local PUBLISHED, LEASE, LEAST_AGE = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
 
 local id, since = epoch(false)
-
--- Whether a record that is missing may be known to a replica that has not published it yet.
-local function is_gated()
-  if NOW < since + LEAST_AGE or PUBLISHED ~= id then
-    return true
-  end
-  local members = redis.call('HGETALL', KEYS[2])
-  for i = 1, #members, 2 do
-    local seen, published = string.match(members[i + 1], '^(%d+)|(.*)$')
-    if members[i] ~= REPLICA and seen and published ~= id and NOW < tonumber(seen) + LEASE then
-      return true
-    end
-  end
-  return false
-end
-
 local record = read(KEYS[3])
 if record then
   if record.print ~= PRINT then
@@ -34,8 +18,8 @@ if record then
     return { id, state, record.owner, int(record.ends - NOW), record.request_id, record.flow_id }
   end
 elseif LIFETIME == 0 then
-  return { id, is_gated() and 'gated' or 'absent' }
-elseif is_gated() then
+  return { id, is_gated(id, since, PUBLISHED, LEASE, LEAST_AGE) and 'gated' or 'absent' }
+elseif is_gated(id, since, PUBLISHED, LEASE, LEAST_AGE) then
   return { id, 'gated' }
 end
 if LIFETIME > 0 then

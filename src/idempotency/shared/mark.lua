@@ -12,4 +12,5 @@ end
 record.state = 'o'
 record.ends = math.max(record.ends, NOW + REMAINING)
 write(KEYS[3], record, LIFETIME)
+note_flow(3, record, LIFETIME)
 return { id, 'open' }

@@ -9,9 +9,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::protocol::{
-    BeatAnswer, Call, KeyClaim, MarkAnswer, Op, Owner, Published, Settlement, SharedEnd, offset_ms,
+    BeatAnswer, Call, KeyClaim, LearnedBy, MarkAnswer, Op, Owner, Published, Settlement, SharedEnd,
+    offset_ms,
 };
 use crate::idempotency::fingerprint::RecordName;
+use crate::idempotency::record::{Order, OrderKind};
 
 /// One replica.
 pub(crate) struct Member {
@@ -106,7 +108,7 @@ impl Member {
             ms(LEASE),
             ms(LEAST_AGE),
         ];
-        self.call(Op::Claim, &[claim.name], args)
+        self.call(Op::Claim, vec![self.record_key(claim.name)], args)
     }
 
     /// Marks a claim open; further attempts may be signed within `remaining`.
@@ -116,7 +118,7 @@ impl Member {
             ms(remaining),
             ms(KEEP_OPEN),
         ];
-        self.call(Op::Mark, &[claim.name], args)
+        self.call(Op::Mark, self.keys(claim, ""), args)
     }
 
     /// Whether a signed attempt may leave after this answer. A mark of an earlier epoch may be lost,
@@ -138,11 +140,41 @@ impl Member {
             ms(self.times.overdue()),
             ms(self.times.settle),
         ];
-        self.call(Op::Settle, &[settlement.claim.name], args)
+        let keys = self.keys(&settlement.claim, ids.flow_id);
+        self.call(Op::Settle, keys, args)
+    }
+
+    /// Takes a flow for a call of this replica. A call without a key is not known to the others.
+    pub(crate) fn take_flow(
+        &self,
+        name: RecordName,
+        order: &Order,
+        flow_id: &str,
+        by: LearnedBy,
+    ) -> Call {
+        let claim = KeyClaim::of(name, order, Owner::none());
+        let taken_as = if order.kind == OrderKind::Keyed {
+            name.hex()
+        } else {
+            format!("{}:{}", self.replica, name.hex())
+        };
+        let args = vec![
+            taken_as,
+            ms(self.times.keep),
+            by.name().to_owned(),
+            ms(self.times.overdue()),
+            self.published.as_deref().unwrap_or_default().to_owned(),
+            ms(LEASE),
+            ms(LEAST_AGE),
+        ];
+        self.call(Op::TakeFlow, self.keys(&claim, flow_id), args)
     }
 
     pub(crate) fn publish(&self, records: &[Published], now: Instant) -> Call {
-        let names: Vec<_> = records.iter().map(|record| record.claim.name).collect();
+        let keys = records.iter().flat_map(|record| {
+            let flow_id = record.end.as_ref().map(|end| end.ids().flow_id);
+            self.keys(&record.claim, flow_id.unwrap_or_default())
+        });
         let fields = records.iter().flat_map(|record| {
             let ids = record.end.as_ref().map(SharedEnd::ids);
             let (request_id, flow_id) = ids.map_or(("", ""), |ids| (ids.request_id, ids.flow_id));
@@ -156,7 +188,7 @@ impl Member {
                 flow_id.to_owned(),
             ]
         });
-        self.call(Op::Publish, &names, fields.collect())
+        self.call(Op::Publish, keys.collect(), fields.collect())
     }
 
     /// A heartbeat. `server` are the ids of the connected server.
@@ -172,7 +204,7 @@ impl Member {
             args.push(name.to_string());
             args.push(ms(now.saturating_duration_since(*seen)));
         }
-        self.call(op, &[], args)
+        self.call(op, Vec::new(), args)
     }
 
     /// Takes over what the store says of the epoch and the other replicas.
@@ -197,16 +229,32 @@ impl Member {
         }
     }
 
-    fn call(&self, op: Op, names: &[RecordName], args: Vec<String>) -> Call {
+    fn record_key(&self, name: RecordName) -> String {
+        format!("{}{}", self.prefix, name.hex())
+    }
+
+    /// The record, the owner of its flow, and the calls of its flow's name. One that does not apply
+    /// is the record, since a cluster takes no empty key.
+    fn keys(&self, claim: &KeyClaim, flow_id: &str) -> Vec<String> {
+        let record = self.record_key(claim.name);
+        let owner = if flow_id.is_empty() {
+            record.clone()
+        } else {
+            format!("{}flow:{flow_id}", self.prefix)
+        };
+        let calls = match claim.flow_name {
+            Some(hash) => format!("{}name:{}", self.prefix, hash.hex()),
+            None => record.clone(),
+        };
+        vec![record, owner, calls]
+    }
+
+    fn call(&self, op: Op, of_records: Vec<String>, args: Vec<String>) -> Call {
         let mut keys = vec![
             format!("{}epoch", self.prefix),
             format!("{}members", self.prefix),
         ];
-        keys.extend(
-            names
-                .iter()
-                .map(|name| format!("{}{}", self.prefix, name.hex())),
-        );
+        keys.extend(of_records);
         let fresh = format!("{:016x}", fastrand::u64(..));
         let common = [self.replica.clone(), fresh, self.server.clone()];
         let args = common.into_iter().chain(args).map(String::into_bytes);

@@ -1,7 +1,11 @@
 -- The part that all scripts of the idempotency keys begin with.
--- KEYS: the epoch, the members, the records. ARGV[1..3]: this replica, an id for a new epoch, the server's run.
+-- KEYS: the epoch, the members, then the record, or three keys for each record: the record, the owner of its flow, and
+-- the calls of its flow's name; one that does not apply is the record. ARGV[1..3]: this replica, an id for a new epoch, the
+-- server's run.
 -- A record is one string: state|owner|fingerprint|until|epoch|CAMS's request id|flow id. Its state is c (claimed), o (open),
 -- u (unknown) or d (done). The epoch is that of the claim. Times are milliseconds of the store's clock.
+-- The owner of a flow is the name of the record that the flow belongs to. The calls of a flow's name are a hash: of each
+-- call that may have created a flow of this name, the name of its record, and state|until.
 
 local REPLICA, FRESH, RUN = ARGV[1], ARGV[2], ARGV[3]
 -- The stronger state says more of what CAMS has done.
@@ -65,6 +69,39 @@ local function write(key, record, expires)
     record.flow_id,
   }, '|')
   redis.call('SET', key, value, 'PX', expires)
+end
+
+-- Notes what a record says about flows, for the looks of all replicas. The record is KEYS[at].
+local function note_flow(at, record, expires)
+  local key, owner, calls = KEYS[at], KEYS[at + 1], KEYS[at + 2]
+  local name = string.sub(key, -32)
+  if record.state == 'd' and owner ~= key then
+    redis.call('SET', owner, name, 'PX', expires)
+  end
+  if calls == key then
+    return
+  elseif record.state == 'o' or record.state == 'u' then
+    redis.call('HSET', calls, name, record.state .. '|' .. int(record.ends))
+    redis.call('PEXPIRE', calls, expires)
+  else
+    redis.call('HDEL', calls, name)
+  end
+end
+
+-- Whether a replica that has not published yet may know what is missing in the store.
+-- `published`: the epoch that this replica has published.
+local function is_gated(id, since, published, lease, least_age)
+  if NOW < since + least_age or published ~= id then
+    return true
+  end
+  local members = redis.call('HGETALL', KEYS[2])
+  for i = 1, #members, 2 do
+    local seen, other_published = string.match(members[i + 1], '^(%d+)|(.*)$')
+    if members[i] ~= REPLICA and seen and other_published ~= id and NOW < tonumber(seen) + lease then
+      return true
+    end
+  end
+  return false
 end
 
 -- What readers see: the owner of an open record has died, or was silent for longer than CAMS's answer takes.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use redis::{FromRedisValue, Value};
 use tokio::time::Instant;
 
-use crate::idempotency::fingerprint::{Fingerprint, RecordName};
-use crate::idempotency::record::Created;
+use crate::idempotency::fingerprint::{Fingerprint, FlowNameHash, RecordName};
+use crate::idempotency::record::{Created, Order};
 
 /// An operation on the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,7 @@ pub(crate) enum Op {
     Claim,
     Mark,
     Settle,
+    TakeFlow,
     Publish,
     Beat,
     /// The first heartbeat over a connection.
@@ -40,6 +41,8 @@ pub(crate) struct KeyClaim {
     pub(crate) name: RecordName,
     pub(crate) owner: Owner,
     pub(crate) print: Fingerprint,
+    /// Not of an order whose flow cannot be looked for, nor of one that is not known any more.
+    pub(crate) flow_name: Option<FlowNameHash>,
 }
 
 /// What a replica finds in the store.
@@ -93,6 +96,38 @@ pub(crate) struct SettleAnswer {
     pub(crate) epoch: Box<str>,
     /// False: the store has a record that says more, or is of another claim.
     pub(crate) is_settled: bool,
+}
+
+/// The answer of `take_flow`.
+pub(crate) struct TakeAnswer {
+    pub(crate) epoch: Box<str>,
+    pub(crate) taken: Taken,
+}
+
+/// Whether a flow is that of a call whose outcome is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It belongs to this call, or to none.
+    Mine,
+    /// It belongs to another call.
+    Owned,
+    /// Another call of the same flow name is under way.
+    OtherOpen,
+    /// Another call of the same flow name has an unknown outcome, too.
+    OtherUnknown,
+    /// A replica may know another call that it has not published yet.
+    Gated,
+}
+
+/// How it was learned that a call has created a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LearnedBy {
+    /// By a look: other calls of the flow's name must not be under way or unknown.
+    Look,
+    /// By an operator's word, which is yet to be recorded.
+    Word,
+    /// By CAMS's answer to a call without a key.
+    Answer,
 }
 
 /// The answer of a heartbeat.
@@ -201,6 +236,7 @@ impl Op {
             Self::Claim => script!("claim.lua"),
             Self::Mark => script!("mark.lua"),
             Self::Settle => script!("settle.lua"),
+            Self::TakeFlow => script!("take_flow.lua"),
             Self::Publish => script!("publish.lua"),
             Self::Beat | Self::Greet | Self::Leave => script!("beat.lua"),
         }
@@ -212,6 +248,7 @@ impl Op {
             Self::Claim => "claim",
             Self::Mark => "mark",
             Self::Settle => "settle",
+            Self::TakeFlow => "take_flow",
             Self::Publish => "publish",
             Self::Beat | Self::Greet | Self::Leave => "key_beat",
         }
@@ -241,6 +278,20 @@ impl Owner {
 
     pub(crate) fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+// === impl KeyClaim ===
+
+impl KeyClaim {
+    /// A claim of this order.
+    pub(crate) fn of(name: RecordName, order: &Order, owner: Owner) -> Self {
+        Self {
+            name,
+            owner,
+            print: order.fingerprint,
+            flow_name: order.flow_name_hash(),
+        }
     }
 }
 
@@ -306,6 +357,24 @@ impl SettleAnswer {
     }
 }
 
+// === impl TakeAnswer ===
+
+impl TakeAnswer {
+    pub(crate) fn read(answer: Value) -> Option<Self> {
+        let fields = strings(answer)?;
+        let taken = match text(&fields, 1)? {
+            "taken" => Taken::Mine,
+            "owned" => Taken::Owned,
+            "open" => Taken::OtherOpen,
+            "unknown" => Taken::OtherUnknown,
+            "gated" => Taken::Gated,
+            _ => return None,
+        };
+        let epoch = text(&fields, 0)?.into();
+        Some(Self { epoch, taken })
+    }
+}
+
 // === impl BeatAnswer ===
 
 impl BeatAnswer {
@@ -321,6 +390,19 @@ impl BeatAnswer {
             epoch,
             members: members.collect::<Option<_>>()?,
         })
+    }
+}
+
+// === impl LearnedBy ===
+
+impl LearnedBy {
+    /// The name that the script knows it by.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Look => "look",
+            Self::Word => "word",
+            Self::Answer => "answer",
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 -- flow id. Returns {epoch, the state of each record afterwards}.
 
 local FIRST, FIELDS = 4, 7
+local KEYS_EACH = 3
 
 local id = epoch(false)
 local states = {}
-for i = 3, #KEYS do
-  local at = FIRST + (i - 3) * FIELDS
+for i = 3, #KEYS, KEYS_EACH do
+  local at = FIRST + (i - 3) / KEYS_EACH * FIELDS
   local known = {
     state = ARGV[at],
     owner = ARGV[at + 1],
@@ -26,6 +27,7 @@ for i = 3, #KEYS do
   end
   record.ends = ends
   write(KEYS[i], record, ARGV[at + 4])
+  note_flow(i, record, ARGV[at + 4])
   states[#states + 1] = record.state
 end
 return { id, table.concat(states) }

@@ -29,18 +29,14 @@ if RANK[END] then
   end
   local ends = math.max(NOW + REMAINING, record and record.ends or 0, 0)
   local owner = record and record.state == END and record.owner or OWNER
-  write(KEYS[3], {
-    state = END,
-    owner = owner,
-    print = PRINT,
-    ends = ends,
-    request_id = REQUEST_ID,
-    flow_id = FLOW_ID,
-  }, LIFETIME)
+  local ended = { state = END, owner = owner, print = PRINT, ends = ends, request_id = REQUEST_ID, flow_id = FLOW_ID }
+  write(KEYS[3], ended, LIFETIME)
+  note_flow(3, ended, LIFETIME)
 elseif record then
   if not may_be_freed() then
     return { id, 'kept', record.state, record.flow_id }
   end
   redis.call('DEL', KEYS[3])
+  note_flow(3, { state = 'c' }, LIFETIME)
 end
 return { id, 'settled' }

@@ -56,7 +56,14 @@ impl FakeRedis {
             .unwrap();
         lua.globals().set("redis", redis).unwrap();
         let mut scripts = HashMap::new();
-        for op in [Op::Claim, Op::Mark, Op::Settle, Op::Publish, Op::Beat] {
+        for op in [
+            Op::Claim,
+            Op::Mark,
+            Op::Settle,
+            Op::TakeFlow,
+            Op::Publish,
+            Op::Beat,
+        ] {
             let mut source = op.source().to_owned();
             for (patched, before, after) in patches {
                 if *patched == op {
@@ -160,6 +167,8 @@ impl Server {
                 hash.remove(field);
                 Ok(LuaValue::Integer(1))
             }
+            // No run lasts as long as a hash is kept.
+            ("PEXPIRE", [_key, _ms]) => Ok(LuaValue::Integer(1)),
             (name, args) => panic!("{name} with {} arguments is not known", args.len()),
         }
     }

@@ -18,7 +18,7 @@ use super::super::member::LEASE;
 use super::super::protocol::{BeatAnswer, published_epoch};
 use super::super::*;
 use super::fake_redis::{Data, FakeRedis, Patch, Server};
-use super::scripts::{TIMES, created, name, print};
+use super::scripts::{TIMES, created, name, order};
 use crate::idempotency::record::Created;
 
 /// What is left out of the protocol, to show that the search finds its absence.
@@ -35,10 +35,20 @@ struct Fault {
     settles_at_once: bool,
 }
 
+/// The flow names of the keys.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    /// Each key has its own.
+    Unique,
+    /// All keys have the same one.
+    Same,
+}
+
 /// Simulated replicas, store and CAMS.
 struct World<'a> {
     rng: Rng,
     fault: Fault,
+    names: Names,
     redis: &'a FakeRedis,
     start: Instant,
     /// The data that a failover restores.
@@ -128,11 +138,11 @@ const HOLD: Duration = Duration::from_secs(30);
 const STEPS: usize = 90;
 const RUNS: u64 = 600;
 
-/// The first runs after which a key has two flows, or another promise is broken.
-fn search(fault: Fault, seeds: Range<u64>) -> Result<(), String> {
+/// The first run after which a promise is broken.
+fn search(fault: Fault, names: Names, seeds: Range<u64>) -> Result<(), String> {
     let redis = FakeRedis::new(fault.patches);
     for seed in seeds {
-        let mut world = World::new(&redis, seed, fault);
+        let mut world = World::new(&redis, seed, fault, names);
         world
             .run()
             .map_err(|broken| format!("seed {seed}: {broken}\n{}", world.log))?;
@@ -142,13 +152,40 @@ fn search(fault: Fault, seeds: Range<u64>) -> Result<(), String> {
 
 /// The search begins with a seed shortly before the first one that finds something.
 fn finds(fault: Fault, from: u64) {
-    let broken = search(fault, from..from + 50 * RUNS).expect_err("the search finds nothing");
+    let broken = search(fault, Names::Unique, from..from + 50 * RUNS);
+    let broken = broken.expect_err("the search finds nothing");
     assert!(broken.contains("two flows"), "{broken}");
+}
+
+/// The same, of keys that all have one flow name.
+fn finds_wrong_flow(patches: &'static [Patch]) {
+    let fault = Fault {
+        patches,
+        ..Fault::default()
+    };
+    let broken = search(fault, Names::Same, 0..50 * RUNS);
+    let broken = broken.expect_err("the search finds nothing");
+    assert!(broken.contains("the flow of another"), "{broken}");
 }
 
 #[test]
 fn cams_executes_one_call_of_a_key_whatever_fails() {
-    search(Fault::default(), 0..RUNS).unwrap();
+    search(Fault::default(), Names::Unique, 0..RUNS).unwrap();
+}
+
+#[test]
+fn no_key_gets_the_flow_of_another_one_of_the_same_name() {
+    search(Fault::default(), Names::Same, 0..RUNS).unwrap();
+}
+
+#[test]
+fn without_the_owner_of_a_flow_a_key_gets_the_flow_of_another() {
+    finds_wrong_flow(&[(Op::TakeFlow, "if owner and owner ~= NAME", "if false")]);
+}
+
+#[test]
+fn without_the_calls_of_a_name_a_key_gets_the_flow_of_another() {
+    finds_wrong_flow(&[(Op::TakeFlow, "or others()", "or nil")]);
 }
 
 #[test]
@@ -168,7 +205,7 @@ fn without_the_gate_a_key_has_two_flows() {
         Fault {
             patches: &[(
                 Op::Claim,
-                "local function is_gated()",
+                "local function is_gated(id, since, published, lease, least_age)",
                 "local function is_gated() do return false end",
             )],
             ..Fault::default()
@@ -224,7 +261,7 @@ fn without_the_epoch_of_the_mark_a_key_has_two_flows() {
 // === impl World ===
 
 impl<'a> World<'a> {
-    fn new(redis: &'a FakeRedis, seed: u64, fault: Fault) -> Self {
+    fn new(redis: &'a FakeRedis, seed: u64, fault: Fault, names: Names) -> Self {
         let mut rng = Rng::with_seed(seed);
         *redis.server() = Server {
             now_ms: FIRST_MS,
@@ -233,6 +270,7 @@ impl<'a> World<'a> {
         let count = rng.usize(2..=3);
         let mut world = Self {
             fault,
+            names,
             redis,
             start: Instant::now(),
             replicated: Data::default(),
@@ -254,6 +292,18 @@ impl<'a> World<'a> {
         world
     }
 
+    fn order(&self, key: usize) -> Order {
+        let mut order = order(key);
+        if self.names == Names::Same {
+            order.flow.name = "same".into();
+        }
+        order
+    }
+
+    fn claim_of(&self, key: usize, owner: Owner) -> KeyClaim {
+        KeyClaim::of(name(key), &self.order(key), owner)
+    }
+
     fn now_ms(&self) -> u64 {
         self.redis.server().now_ms
     }
@@ -272,7 +322,10 @@ impl<'a> World<'a> {
     }
 
     fn run(&mut self) -> Result<(), String> {
-        let keys = self.rng.usize(1..=2);
+        let keys = match self.names {
+            Names::Unique => self.rng.usize(1..=2),
+            Names::Same => 2,
+        };
         for _ in 0..STEPS {
             self.step(keys);
             self.check()?;
@@ -301,6 +354,17 @@ impl<'a> World<'a> {
     }
 
     fn check(&self) -> Result<(), String> {
+        for replica in &self.replicas {
+            for (key, call) in &replica.calls {
+                let own = self.flows.get(key).into_iter().flatten();
+                if let Local::Done(_, flow) = call
+                    && own.clone().all(|own| own != flow)
+                {
+                    let name = &replica.name;
+                    return Err(format!("{name}: key {key} has {flow}, the flow of another"));
+                }
+            }
+        }
         match self.flows.iter().find(|(_, flows)| flows.len() > 1) {
             Some((key, flows)) => Err(format!("key {key} has two flows: {flows:?}")),
             None => Ok(()),
@@ -318,7 +382,9 @@ impl<'a> World<'a> {
                 self.restart(r);
             }
         }
-        for round in 0..60 {
+        // Of several flows of one name none may be handed out.
+        let rounds = if self.names == Names::Same { 20 } else { 60 };
+        for round in 0..rounds {
             let unlearned = self.unlearned(keys);
             if unlearned.is_none() {
                 return Ok(());
@@ -331,6 +397,9 @@ impl<'a> World<'a> {
                 }
             }
             self.pass(if round % 10 == 9 { 11 * 60_000 } else { 1000 });
+        }
+        if self.names == Names::Same {
+            return Ok(());
         }
         self.unlearned(keys).map_or(Ok(()), Err)
     }
@@ -514,11 +583,9 @@ impl<'a> World<'a> {
             return;
         }
         let member = &mut self.replicas[r].member;
-        let claim = KeyClaim {
-            name: name(key),
-            owner: member.new_owner(),
-            print: print(key),
-        };
+        let owner = member.new_owner();
+        let claim = self.claim_of(key, owner);
+        let member = &self.replicas[r].member;
         let call = member.claim(&claim, Some(HOLD));
         let answer = ClaimAnswer::read(self.run_script(&call)).unwrap();
         self.set(r, key, Local::Claiming(claim, ClaimReply(answer.state)));
@@ -713,9 +780,24 @@ impl<'a> World<'a> {
     }
 
     fn look_at_cams(&mut self, r: usize, key: usize, claim: KeyClaim, until_ms: u64) {
-        if let Some(flows) = self.flows.get(&key) {
-            let flow = flows[0];
-            self.done(r, key, claim, flow);
+        let order = self.order(key);
+        let listed: Vec<_> = self
+            .flows
+            .iter()
+            .filter(|(other, _)| self.order(**other).flow == order.flow)
+            .flat_map(|(_, flows)| flows)
+            .copied()
+            .collect();
+        if let [flow] = *listed {
+            let member = &self.replicas[r].member;
+            let call = member.take_flow(name(key), &order, &flow.to_string(), LearnedBy::Look);
+            let taken = TakeAnswer::read(self.run_script(&call)).unwrap().taken;
+            self.note(format_args!("r{r} key {key} finds {flow}: {taken:?}"));
+            if taken == Taken::Mine {
+                self.done(r, key, claim.clone(), flow);
+            }
+        }
+        if !listed.is_empty() {
             return;
         }
         let settle_ms = u64::try_from(TIMES.settle.as_millis()).unwrap();
@@ -821,11 +903,7 @@ impl<'a> World<'a> {
         let mut replica = Replica::new(format!("{}'", before.name), false);
         replica.journal = before.journal.clone();
         for (key, line) in before.journal.iter().flatten() {
-            let claim = KeyClaim {
-                name: name(*key),
-                owner: Owner::none(),
-                print: print(*key),
-            };
+            let claim = self.claim_of(*key, Owner::none());
             let local = match line {
                 Journaled::Sent(at_ms) => Local::Unknown(claim, *at_ms),
                 Journaled::Done(flow) => Local::Done(claim, *flow),

@@ -8,7 +8,9 @@ use super::super::member::{KEEP_OPEN, LEASE, LEAST_AGE};
 use super::super::protocol::BeatAnswer;
 use super::super::*;
 use super::fake_redis::FakeRedis;
-use crate::idempotency::record::Created;
+use crate::idempotency::fingerprint::Fingerprint;
+use crate::idempotency::record::{Created, FlowDescription, Order, OrderKind};
+use crate::primitives::id::{AccountId, ClientId};
 
 const HOLD: Duration = Duration::from_secs(30);
 pub(super) const TIMES: Times = Times {
@@ -35,6 +37,22 @@ pub(super) fn print(number: usize) -> Fingerprint {
     Fingerprint::parse(&format!("{number:016x}")).unwrap()
 }
 
+/// The order with this number.
+pub(super) fn order(number: usize) -> Order {
+    Order {
+        account: AccountId::new("acme"),
+        client: ClientId::new("team-a"),
+        kind: OrderKind::Keyed,
+        fingerprint: print(number),
+        request_id: "R".into(),
+        flow: FlowDescription {
+            name: format!("flow-{number}").into(),
+            space: "".into(),
+            categories: vec!["SIGN_UP".to_owned()],
+        },
+    }
+}
+
 pub(super) fn created(flow: u64) -> Created {
     Created {
         flow_id: flow.to_string().into(),
@@ -43,11 +61,7 @@ pub(super) fn created(flow: u64) -> Created {
 }
 
 fn claim_of(member: &mut Member) -> KeyClaim {
-    KeyClaim {
-        name: name(1),
-        owner: member.new_owner(),
-        print: print(1),
-    }
+    KeyClaim::of(name(1), &order(1), member.new_owner())
 }
 
 // === impl Harness ===
@@ -125,6 +139,61 @@ impl Harness {
             .unwrap()
             .is_settled
     }
+}
+
+#[test]
+fn a_flow_belongs_to_one_key_of_all_replicas() {
+    let mut harness = Harness::new();
+    let a = claim_of(&mut harness.a);
+    harness.claim("a", &a);
+    harness.mark("a", &a);
+    let take = |harness: &mut Harness, number, flow: &str, by| {
+        // Other keys with the same flow name.
+        let call = harness.b.take_flow(name(number), &order(1), flow, by);
+        TakeAnswer::read(harness.redis.run(&call)).unwrap().taken
+    };
+    let look = LearnedBy::Look;
+    assert_eq!(take(&mut harness, 2, "7", look), Taken::OtherOpen);
+    assert_eq!(take(&mut harness, 1, "7", look), Taken::Mine);
+    assert_eq!(take(&mut harness, 2, "7", look), Taken::Owned);
+    harness.settle(&a, SharedEnd::Unknown { request_id: None });
+    assert_eq!(take(&mut harness, 2, "8", look), Taken::OtherUnknown);
+    assert_eq!(take(&mut harness, 2, "8", LearnedBy::Word), Taken::Mine);
+    harness.settle(&a, SharedEnd::Done(created(7)));
+    assert_eq!(take(&mut harness, 2, "8", look), Taken::Mine);
+    assert_eq!(take(&mut harness, 2, "7", LearnedBy::Word), Taken::Owned);
+    assert_eq!(take(&mut harness, 2, "9", LearnedBy::Answer), Taken::Mine);
+    assert_eq!(take(&mut harness, 3, "9", look), Taken::Owned);
+}
+
+#[test]
+fn calls_that_have_created_nothing_do_not_keep_a_flow_from_another() {
+    let mut harness = Harness::new();
+    for end in [SharedEnd::Released, SharedEnd::NotCreated] {
+        let a = claim_of(&mut harness.a);
+        harness.claim("a", &a);
+        harness.mark("a", &a);
+        if end == SharedEnd::NotCreated {
+            harness.settle(&a, SharedEnd::Unknown { request_id: None });
+        }
+        assert!(harness.settle(&a, end));
+        let call = harness
+            .b
+            .take_flow(name(2), &order(1), "7", LearnedBy::Look);
+        let answer = TakeAnswer::read(harness.redis.run(&call)).unwrap();
+        assert_eq!(answer.taken, Taken::Mine);
+    }
+}
+
+#[test]
+fn a_flow_is_not_taken_while_a_replica_may_know_its_owner() {
+    let harness = Harness::new();
+    harness.redis.server().data = Default::default();
+    let call = harness
+        .b
+        .take_flow(name(2), &order(2), "7", LearnedBy::Look);
+    let answer = TakeAnswer::read(harness.redis.run(&call)).unwrap();
+    assert_eq!(answer.taken, Taken::Gated);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::*;
-use super::scripts::{TIMES, created, name, print};
+use super::scripts::{TIMES, created, name, order};
 use crate::config::{self, Topology};
 use crate::limiter::shared::probe::DealProbe;
 use crate::observe::metrics::Metrics;
@@ -33,11 +33,7 @@ fn replica(
 }
 
 fn claim_of(shared: &SharedRecords, number: usize) -> KeyClaim {
-    KeyClaim {
-        name: name(number),
-        owner: shared.new_owner(),
-        print: print(number),
-    }
+    KeyClaim::of(name(number), &order(number), shared.new_owner())
 }
 
 /// Claims the key, and waits until the store is up and the gate is open.
@@ -60,9 +56,12 @@ async fn each_operation_once(topology: Topology, ports: &[u16]) {
     assert_eq!(claim(&b, &of_b).await, SharedState::Claimed);
     assert_eq!(b.mark(&of_b, HOLD).await, Ok(false));
     assert_eq!(a.mark(&of_a, HOLD).await, Ok(true));
-    assert_eq!(b.read(name(1), print(1)).await, Ok(SharedState::Open));
-    assert_eq!(b.read(name(1), print(2)).await, Ok(SharedState::Mismatch));
-    assert_eq!(b.read(name(2), print(2)).await, Ok(SharedState::Absent));
+    assert_eq!(b.read(name(1), &order(1)).await, Ok(SharedState::Open));
+    assert_eq!(b.read(name(1), &order(2)).await, Ok(SharedState::Mismatch));
+    assert_eq!(b.read(name(2), &order(2)).await, Ok(SharedState::Absent));
+    let look = LearnedBy::Look;
+    let taken = b.take_flow(name(2), &order(1), "7", look).await;
+    assert_eq!(taken, Ok(Taken::OtherOpen));
     assert_eq!(b.lease_look(name(1)).await, Ok(true));
     assert_eq!(a.lease_look(name(1)).await, Ok(false));
     let settlement = Settlement {
@@ -72,8 +71,10 @@ async fn each_operation_once(topology: Topology, ports: &[u16]) {
     };
     assert!(a.settle(settlement).await.unwrap().is_settled);
     let done = SharedState::Done(created(7));
-    assert_eq!(b.read(name(1), print(1)).await, Ok(done.clone()));
+    assert_eq!(b.read(name(1), &order(1)).await, Ok(done.clone()));
     assert_eq!(b.claim(&of_b, HOLD).await, Ok(done));
+    let taken = b.take_flow(name(2), &order(1), "7", look).await;
+    assert_eq!(taken, Ok(Taken::Owned));
     a.leave().await.unwrap();
 }
 
@@ -97,11 +98,7 @@ async fn a_cluster_runs_each_operation() {
 #[tokio::test]
 async fn after_a_flush_a_replica_publishes_what_it_knows() {
     let redis = Redis::start().await;
-    let claimed = KeyClaim {
-        name: name(1),
-        owner: Owner::none(),
-        print: print(1),
-    };
+    let claimed = KeyClaim::of(name(1), &order(1), Owner::none());
     let published = Published {
         claim: claimed,
         end: Some(SharedEnd::Done(created(7))),
@@ -109,11 +106,7 @@ async fn after_a_flush_a_replica_publishes_what_it_knows() {
         lifetime: TIMES.keep,
     };
     let many = (2..250).map(|number| Published {
-        claim: KeyClaim {
-            name: name(number),
-            owner: Owner::none(),
-            print: print(number),
-        },
+        claim: KeyClaim::of(name(number), &order(number), Owner::none()),
         ..published.clone()
     });
     let records = many.chain([published.clone()]).collect();
