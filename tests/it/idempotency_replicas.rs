@@ -14,7 +14,7 @@ use crate::process::Process;
 use crate::redis::Redis;
 
 /// An endpoint without limits and with faults.
-async fn endpoint(faults: &[&str]) -> Running {
+pub(crate) async fn endpoint(faults: &[&str]) -> Running {
     let settings = Settings {
         limits: BTreeMap::new(),
         faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(),
@@ -43,7 +43,7 @@ async fn replicas(sim: &Running, redis: &Redis) -> [Process; 2] {
 }
 
 /// Repeats a call until it is answered with 200.
-async fn until_served(replica: &Process, name: &str, expected: &str) -> Reply {
+pub(crate) async fn until_served(replica: &Process, name: &str, expected: &str) -> Reply {
     let give_up = Instant::now() + Duration::from_secs(60);
     loop {
         let reply = send(replica, name).await;
@@ -72,11 +72,11 @@ async fn send(replica: &Process, name: &str) -> Reply {
     call.send(replica.proxy).await
 }
 
-fn state(reply: &Reply) -> &str {
+pub(crate) fn state(reply: &Reply) -> &str {
     reply.header("x-flowgate-idempotency").unwrap_or_default()
 }
 
-fn flow_id(reply: &Reply) -> String {
+pub(crate) fn flow_id(reply: &Reply) -> String {
     reply.json()["Data"]["FlowId"].as_str().unwrap().to_owned()
 }
 

@@ -40,6 +40,7 @@ mod identification;
 mod journal;
 mod journey;
 mod looks;
+mod looks_replicas;
 mod observe;
 mod process_resources;
 mod prometheus;

@@ -65,14 +65,14 @@ async fn listed(admin: SocketAddr) -> Vec<Value> {
 }
 
 /// The request id of the unknown outcome of this flow.
-async fn request_id(admin: SocketAddr, flow_name: &str) -> String {
+pub(crate) async fn request_id(admin: SocketAddr, flow_name: &str) -> String {
     let listed = listed(admin).await;
     let mut of_flow = listed.iter().filter(|one| one["flow_name"] == flow_name);
     let found = of_flow.next().expect("the outcome is unknown");
     found["request_id"].as_str().unwrap().to_owned()
 }
 
-async fn settle(admin: SocketAddr, body: &str) -> Reply {
+pub(crate) async fn settle(admin: SocketAddr, body: &str) -> Reply {
     let host = admin.to_string();
     let headers = [
         ("host", &*host),
@@ -82,7 +82,7 @@ async fn settle(admin: SocketAddr, body: &str) -> Reply {
     post(admin, "/unknown/settle", &headers, body).await
 }
 
-fn created(request_id: &str, flow_id: &str) -> String {
+pub(crate) fn created(request_id: &str, flow_id: &str) -> String {
     json!({ "request_id": request_id, "outcome": "created", "flow_id": flow_id }).to_string()
 }
 
