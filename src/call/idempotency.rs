@@ -83,6 +83,8 @@ struct Runner {
     is_protected: bool,
     /// Whether Flowgate looks for the flow if its outcome is unknown.
     is_sought: bool,
+    /// Whether a repetition of the call finds its record.
+    is_repeatable: bool,
     /// No request of the call has a later time stamp than this.
     stamped_until: Instant,
 }
@@ -147,7 +149,7 @@ pub(super) async fn answer(
     let operation = accepted.operation.clone();
     let metrics = services.metrics.calls(operation.labels());
     record.queued(operation.clone(), metrics);
-    record.has_order(order.name.short().into());
+    record.has_order(order.name.short().into(), order.is_repeatable());
     let call = KeyedCall {
         services,
         operation: &operation,
@@ -388,6 +390,11 @@ impl OrderCall {
         }
     }
 
+    /// Whether a repetition of the call finds its record.
+    fn is_repeatable(&self) -> bool {
+        self.order.kind != OrderKind::Single
+    }
+
     fn journal_order(&self) -> JournalOrder {
         let flow = &self.order.flow;
         JournalOrder {
@@ -547,7 +554,7 @@ impl KeyedCall<'_> {
 
     /// Whether a repetition of the call finds its record.
     fn is_repeatable(&self) -> bool {
-        self.order.order.kind != OrderKind::Single
+        self.order.is_repeatable()
     }
 
     /// The refusal of a call whose hold is over before its record has ended.
@@ -688,6 +695,7 @@ impl Runner {
             on_loss: services.current_config.load().config.exactly_once.on_loss,
             is_protected: true,
             is_sought,
+            is_repeatable: order.is_repeatable(),
             stamped_until: Instant::now() + hold,
         }
     }
@@ -803,6 +811,11 @@ impl Runner {
                 Decision::Again { after } => call.back_off(after).await,
                 Decision::Reply { advice } => {
                     let end = end_of(&judged, attempt, self.is_sought);
+                    // Otherwise the refusal of its one caller counts.
+                    if self.is_repeatable && matches!(end, CallEnd::Unknown(_)) {
+                        let account = call.operation.account_label();
+                        self.services.metrics.lost_call(account);
+                    }
                     return Ok(Some((end, Some(answer_of(&mut call, *judged, advice)))));
                 }
             }

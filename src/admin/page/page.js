@@ -316,7 +316,7 @@ function troubles(shown) {
   const some = (name, list, text) => list.length && add(name, about(list), `${list.length} of the last ${calls.length} calls: ${text}`);
   // Calls without a session were refused, not sent: the account's session says why.
   some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials' && call.outcome !== 'refused', 600), 'CAMS rejects the credentials that Flowgate signs with. The replies to the callers and the log name the cause: the key, its secret, the session or the clock.');
-  some('OutcomeUnknown', recent((call) => call.outcome === 'outcome_unknown', 600), 'sent, but without a response, so CAMS may have processed them. Check with ListFlow before they are repeated.');
+  some('OutcomeUnknown', recent((call) => call.lost, 600), 'sent, but without a response, so CAMS may have processed them. Check with ListFlow before they are repeated.');
   const old = shown.unknown.filter((one) => one.age_seconds > 3600);
   if (old.length) add('UnknownOutcomeOld', about(old), 'The outcome of calls has been unknown for more than an hour. Look for their flows in CAMS and settle them below.');
   const ambiguous = shown.unknown.filter((one) => one.state === 'ambiguous');
