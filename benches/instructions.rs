@@ -20,7 +20,7 @@ const UPDATE: &str = "cargo bench --bench instructions -- --update";
 const TOLERANCE: f64 = 0.05;
 /// The steps that are counted. `identify` contains canonicalising and verifying; taking a token is
 /// too short to count.
-const COUNTED: [&str; 5] = ["identify", "classify", "next", "sign", "judge"];
+const COUNTED: [&str; 6] = ["identify", "classify", "key", "next", "sign", "judge"];
 const TIMES: u64 = 2000;
 /// An allocator that keeps all freed memory takes the same path every time, independent of the
 /// order of maps.

@@ -22,7 +22,6 @@ mod load;
 #[path = "side_by_side/process.rs"]
 mod process;
 
-use std::fmt::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
@@ -194,7 +193,7 @@ async fn memory(keys: usize) {
     let none = "[limits]\npreset = \"none\"\n";
     let toml = format!(
         "{ports}{none}{MAX_KEYS}[upstream]\nurl = \"http://{upstream}\"\n{}",
-        accounts(1, folder.path())
+        load::accounts(1, folder.path())
     );
     std::fs::write(&path, toml).unwrap();
     let app = App::start(config::load(Some(&path), []).unwrap().config)
@@ -216,7 +215,8 @@ async fn memory(keys: usize) {
         // The connections' last tasks.
         tokio::time::sleep(Duration::from_secs(1)).await;
         bench::forget_idle(&app, SystemTime::now() + NONCES);
-        (ALLOCATOR.allocated() as f64, resident())
+        let resident = process::resident_mib(std::process::id());
+        (ALLOCATOR.allocated() as f64, resident * f64::from(1 << 20))
     };
     // The first calls fill buffers and pools that stay.
     measured(false).await;
@@ -231,16 +231,6 @@ async fn memory(keys: usize) {
     backend.stop();
 }
 
-/// Bytes of resident memory.
-fn resident() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
-}
-
 /// The arguments of a load of managed accounts.
 fn load(to: SocketAddr, connections: usize, seconds: f64, keyed: bool) -> Vec<String> {
     let mut arguments = vec!["load".to_owned(), to.to_string(), to.to_string()];
@@ -248,21 +238,6 @@ fn load(to: SocketAddr, connections: usize, seconds: f64, keyed: bool) -> Vec<St
     arguments.push("--managed".into());
     arguments.extend(keyed.then(|| "--keyed".into()));
     arguments
-}
-
-/// The configuration of managed accounts; their secrets are files.
-fn accounts(count: usize, folder: &Path) -> String {
-    let mut toml = String::new();
-    for account in 0..count {
-        let (key, secret) = load::key(account);
-        std::fs::write(folder.join(&key), secret).unwrap();
-        writeln!(
-            toml,
-            "[[accounts]]\nid = \"a{account}\"\naccess_key_id = \"{key}\"\naccess_key_secret = {{ file = \"{key}\" }}"
-        )
-        .unwrap();
-    }
-    toml
 }
 
 // === impl Flowgate ===
@@ -276,7 +251,7 @@ impl Flowgate {
         let toml = format!(
             "log = {{ level = \"warn\" }}\n[listen]\nproxy = \"{address}\"\nadmin = \"127.0.0.1:0\"\n\
              max_connections_per_source = 1000\n[upstream]\nurl = \"http://{upstream}\"\n{MAX_KEYS}{more}{}",
-            accounts(load::ACCOUNTS, folder)
+            load::accounts(load::ACCOUNTS, folder)
         );
         let path = folder.join("flowgate.toml");
         std::fs::write(&path, toml).unwrap();

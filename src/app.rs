@@ -1,5 +1,6 @@
 //! Joins the parts: takes the configuration, starts a running Flowgate, and drains it at the end.
 
+mod journal;
 pub(crate) mod reload;
 pub(crate) mod start_error;
 pub(crate) mod state;
@@ -132,6 +133,7 @@ impl App {
             RuntimePool::over(runtimes),
         ));
         tokio::spawn(sweep(Arc::downgrade(&state)));
+        tokio::spawn(journal::end_sharing(Arc::downgrade(calls)));
         tokio::spawn(call::looks::run(Arc::downgrade(calls)));
         log_ready(&state);
         Ok(Self {

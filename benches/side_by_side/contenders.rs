@@ -1,7 +1,6 @@
 //! The proxies under comparison and their configurations. Each keeps connections on both sides,
 //! logs no requests and has one worker, except Flowgate with two.
 
-use std::fmt::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
@@ -148,15 +147,8 @@ fn flowgate(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path) -> Comma
         "log = {{ level = \"warn\" }}\n{PATIENT}[listen]\nmax_connections = 20000\nmax_connections_per_source = 20000\nproxy = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:0\"\n\
          [upstream]\nurl = \"http://{upstream}\"\n"
     );
-    for account in 0..if kind.is_managed() { load::ACCOUNTS } else { 0 } {
-        let (key, secret) = load::key(account);
-        std::fs::write(folder.join(&key), secret).unwrap();
-        let secret = format!("access_key_secret = {{ file = \"{key}\" }}");
-        writeln!(
-            toml,
-            "[[accounts]]\nid = \"a{account}\"\naccess_key_id = \"{key}\"\n{secret}"
-        )
-        .unwrap();
+    if kind.is_managed() {
+        toml += &load::accounts(load::ACCOUNTS, folder);
     }
     let path = folder.join("flowgate.toml");
     std::fs::write(&path, toml).unwrap();

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -77,6 +78,19 @@ pub(crate) fn key(account: usize) -> (String, String) {
         format!("LTAI{account:08}"),
         format!("bench-secret-{account:08}"),
     )
+}
+
+/// The configuration of managed accounts; their secrets are files in the folder.
+pub(crate) fn accounts(count: usize, folder: &Path) -> String {
+    let mut toml = String::new();
+    for account in 0..count {
+        let (key, secret) = key(account);
+        std::fs::write(folder.join(&key), secret).unwrap();
+        toml += &format!(
+            "[[accounts]]\nid = \"a{account}\"\naccess_key_id = \"{key}\"\naccess_key_secret = {{ file = \"{key}\" }}\n"
+        );
+    }
+    toml
 }
 
 /// A key as callers are told to make it.

@@ -23,6 +23,16 @@ pub(crate) fn say(line: &str) {
         .unwrap();
 }
 
+/// Resident memory of a process.
+pub(crate) fn resident_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+}
+
 // === impl Process ===
 
 impl Process {
@@ -95,19 +105,7 @@ impl Process {
 
     /// Resident memory of it and its children.
     pub(crate) fn rss_mib(&self) -> f64 {
-        self.memory_mib("VmRSS:")
-    }
-
-    fn memory_mib(&self, field: &str) -> f64 {
-        let of = |pid: u32| {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix(field))
-                .unwrap();
-            line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
-        };
-        self.all().into_iter().map(of).sum()
+        self.all().into_iter().map(resident_mib).sum()
     }
 
     fn all(&self) -> Vec<u32> {

@@ -44,7 +44,10 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         "may_order": config.listen.admin_actions,
         "upstreams": upstreams(&config_snapshot.upstreams),
         "store": store,
-        "journal": services.journal.as_ref().map(|journal| json!({ "up": journal.is_up() })),
+        "journal": services.journal.as_ref().map(|journal| json!({
+            "up": journal.is_up(),
+            "shared": journal.is_shared(),
+        })),
         "config": {
             "generation": config_snapshot.generation,
             "read_seconds_ago": reload_status.at.elapsed().as_secs(),

@@ -1,23 +1,19 @@
 //! The state of the process: what lives as long as it, and what a reload replaces.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use crate::app::start_error::StartError;
+use crate::app::journal;
 use crate::call::current_config::Endpoints;
 use crate::call::looks;
 use crate::call::reply;
 use crate::call::services::{CallServices, bounds_of_keys, times_of_keys};
-use crate::config::{self, Bind, Config, FlowNames};
+use crate::config::{Bind, Config};
 use crate::credentials::keepers::Keepers;
-use crate::idempotency::record::Order;
-use crate::idempotency::records::Restored;
 use crate::limiter::shared::Quota;
-use crate::observe::journal::{self, Journal};
 use crate::observe::metrics::Metrics;
 use crate::observe::otlp::Exporter;
 use crate::observe::record::{CallTelemetry, Recent};
@@ -71,7 +67,7 @@ impl AppState {
         let journal = config
             .journal
             .as_ref()
-            .map(|journal| open_journal(journal, &metrics))
+            .map(|it| journal::open(it, &metrics))
             .transpose()?;
         let certificates = config
             .listen
@@ -85,7 +81,7 @@ impl AppState {
             recent: Recent::default(),
         };
         let calls = CallServices::new(config, endpoints, quota, journal, telemetry);
-        restore_keys(&calls)?;
+        journal::restore_keys(&calls)?;
         Ok(Self {
             calls: Arc::new(calls),
             certificates,
@@ -216,52 +212,6 @@ fn missing_sessions(services: &CallServices) -> String {
         return String::new();
     }
     format!(", accounts without a session {accounts}, calls that wait for one {calls}")
-}
-
-fn open_journal(
-    journal: &config::Journal,
-    metrics: &Arc<Metrics>,
-) -> Result<Arc<Journal>, StartError> {
-    match Journal::open(journal, metrics.clone()) {
-        Ok(journal) => Ok(Arc::new(journal)),
-        Err(error) => Err(StartError::Journal {
-            path: journal.path.clone(),
-            error,
-        }),
-    }
-}
-
-/// Takes over the idempotency keys of earlier processes from the journal, if there is one.
-fn restore_keys(calls: &CallServices) -> Result<(), StartError> {
-    let config_snapshot = calls.current_config.load();
-    let config = &config_snapshot.config;
-    let Some(journal) = config.journal.as_ref().filter(|_| config.exactly_once.keys) else {
-        return Ok(());
-    };
-    match journal::keyed(&journal.path) {
-        Ok(attempts) => {
-            let unique: HashSet<_> = config
-                .accounts
-                .iter()
-                .filter(|account| account.flow_names == FlowNames::Unique)
-                .map(|account| &account.id)
-                .collect();
-            let is_sought = |order: &Order| unique.contains(&order.account);
-            let restored =
-                calls
-                    .records
-                    .restore(attempts, Instant::now(), SystemTime::now(), is_sought);
-            if restored.keys > 0 {
-                let Restored { keys, unknown } = restored;
-                tracing::info!(keys, unknown, "idempotency keys are restored");
-            }
-            Ok(())
-        }
-        Err(error) => Err(StartError::Journal {
-            path: journal.path.clone(),
-            error,
-        }),
-    }
 }
 
 /// Removes idle lanes and old nonces until the process ends.

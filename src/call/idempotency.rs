@@ -83,6 +83,8 @@ struct Runner {
     is_protected: bool,
     /// Whether Flowgate looks for the flow if its outcome is unknown.
     is_sought: bool,
+    /// Whether a repetition of the call finds its record.
+    is_repeatable: bool,
     /// No request of the call has a later time stamp than this.
     stamped_until: Instant,
     /// The order, if it has no key and looks must know its flow.
@@ -149,7 +151,7 @@ pub(super) async fn answer(
     let operation = accepted.operation.clone();
     let metrics = services.metrics.calls(operation.labels());
     record.queued(operation.clone(), metrics);
-    record.has_order(order.name.short().into());
+    record.has_order(order.name.short().into(), order.is_repeatable());
     let call = KeyedCall {
         services,
         operation: &operation,
@@ -390,6 +392,11 @@ impl OrderCall {
         }
     }
 
+    /// Whether a repetition of the call finds its record.
+    fn is_repeatable(&self) -> bool {
+        self.order.kind != OrderKind::Single
+    }
+
     fn journal_order(&self) -> JournalOrder {
         let flow = &self.order.flow;
         JournalOrder {
@@ -549,7 +556,7 @@ impl KeyedCall<'_> {
 
     /// Whether a repetition of the call finds its record.
     fn is_repeatable(&self) -> bool {
-        self.order.order.kind != OrderKind::Single
+        self.order.is_repeatable()
     }
 
     /// The refusal of a call whose hold is over before its record has ended.
@@ -690,6 +697,7 @@ impl Runner {
             on_loss: services.current_config.load().config.exactly_once.on_loss,
             is_protected: true,
             is_sought,
+            is_repeatable: order.is_repeatable(),
             stamped_until: Instant::now() + hold,
             keyless: is_sought
                 .then(|| (order.name, order.order.clone()))
@@ -808,6 +816,11 @@ impl Runner {
                 Decision::Again { after } => call.back_off(after).await,
                 Decision::Reply { advice } => {
                     let end = end_of(&judged, attempt, self.is_sought);
+                    // Otherwise the refusal of its one caller counts.
+                    if self.is_repeatable && matches!(end, CallEnd::Unknown(_)) {
+                        let account = call.operation.account_label();
+                        self.services.metrics.lost_call(account);
+                    }
                     return Ok(Some((end, Some(answer_of(&mut call, *judged, advice)))));
                 }
             }

@@ -211,6 +211,20 @@ impl Records {
         restored
     }
 
+    /// Takes over what another process, which has ended, has written beside this one. `attempts` are
+    /// those in the journal that this process has not made. Returns what has changed.
+    pub(crate) fn take_over(
+        &self,
+        attempts: Vec<KeyedAttempt>,
+        now: Instant,
+        clock: SystemTime,
+        is_sought: impl Fn(&Order) -> bool,
+    ) -> Restored {
+        let restored = restore::take_over(self, attempts, now, clock, is_sought);
+        self.unknown_changed.notify_one();
+        restored
+    }
+
     /// Whether a record has this FlowId. It reads all records.
     pub(crate) fn has_flow(&self, flow_id: &str) -> bool {
         let table = self.table.lock();

@@ -4,18 +4,19 @@
 //!
 //! A thread writes the lines (`journal/writer.rs`) to a rotating file (`journal/file.rs`) and
 //! tracks outages (`journal/health.rs`). `journal/line.rs` defines a line, `journal/open.rs` reads
-//! a journal.
+//! a journal, `journal/lock.rs` notices another process that writes it.
 
 mod file;
 mod health;
 mod line;
+mod lock;
 mod open;
 mod writer;
 
 use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -29,7 +30,8 @@ use crate::primitives::id::AccessKeyId;
 use crate::primitives::text::{capped, capped_at};
 use health::Health;
 use line::{DoneLine, Line, ResolvedLine};
-use writer::{Sink, Writer};
+use lock::JournalLock;
+use writer::Writer;
 
 pub(crate) use file::RotatingFile;
 pub(crate) use line::{OrderKind, Outcome, ResolvedAs, SentLine};
@@ -43,6 +45,10 @@ pub(crate) struct Journal {
     attempts: AtomicU64,
     writer: Writer,
     health: Arc<Health>,
+    lock: JournalLock,
+    /// Whether an earlier process writes the file, too.
+    is_shared: AtomicBool,
+    metrics: Arc<Metrics>,
 }
 
 /// What the journal has of an order with a record.
@@ -109,21 +115,24 @@ fn account(operation: &Operation) -> Cow<'_, str> {
 // === impl Journal ===
 
 impl Journal {
-    /// Opens or creates the file.
+    /// Opens or creates the file. Read it later only: without another process its content is then
+    /// complete.
     pub(crate) fn open(config: &config::Journal, metrics: Arc<Metrics>) -> io::Result<Self> {
-        Self::on(RotatingFile::open(config)?, metrics)
-    }
-
-    fn on(sink: impl Sink, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let file = RotatingFile::open(config)?;
+        let (lock, is_shared) = JournalLock::take(&config.path);
         let mut run = [0; 8];
         getrandom::fill(&mut run).map_err(io::Error::other)?;
-        let health = Arc::new(Health::new(metrics));
-        let writer = Writer::start(sink, health.clone())?;
+        let health = Arc::new(Health::new(metrics.clone()));
+        let writer = Writer::start(file, health.clone())?;
+        metrics.journal_shared(is_shared);
         Ok(Self {
             run: crate::acs::v3::hex(&run),
             attempts: AtomicU64::new(0),
             writer,
             health,
+            lock,
+            is_shared: AtomicBool::new(is_shared),
+            metrics,
         })
     }
 
@@ -200,6 +209,30 @@ impl Journal {
         self.health.is_up(Instant::now())
     }
 
+    /// Whether an earlier process writes the file, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
+    /// Takes the lock of a shared journal if no other process has it any more. Then it runs
+    /// `take_over`, and the journal is not shared any longer. Returns whether that is so.
+    pub(crate) fn end_sharing(&self, take_over: impl FnOnce()) -> bool {
+        // An error may pass.
+        if !self.lock.retry().unwrap_or(false) {
+            return false;
+        }
+        take_over();
+        self.is_shared.store(false, Ordering::Relaxed);
+        self.metrics.journal_shared(false);
+        true
+    }
+
+    /// Whether this process has made the attempt of this name.
+    pub(crate) fn has_made(&self, attempt: &str) -> bool {
+        let number = attempt.strip_prefix(&self.run);
+        number.is_some_and(|number| number.starts_with('-'))
+    }
+
     /// Waits until all queued lines are written.
     pub(crate) async fn flushed(&self) {
         self.writer.flushed().await;
@@ -273,7 +306,7 @@ impl Note {
     /// Writes the line of [`Note::sent`] on this thread, for comparison in a benchmark.
     #[cfg(feature = "testing")]
     pub(crate) fn write_here(&self, file: &mut RotatingFile) {
-        let appended = file.append(std::slice::from_ref(&self.sent));
+        let appended = writer::Sink::append(file, std::slice::from_ref(&self.sent));
         assert_eq!(appended.lost, 0, "a benchmark's disk takes lines");
     }
 

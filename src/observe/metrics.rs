@@ -121,7 +121,7 @@ impl Metrics {
         let cancelled = "Calls whose caller disconnected, by the stage of the call.";
         let shadow = "Calls in observe mode, by what the limit would have done to them.";
         let checks = "Checks of callers' signatures, by result.";
-        let keyed = "Calls with an idempotency key, by what they were answered with.";
+        let keyed = "Calls with an idempotency key, or taken for repetitions, by what they were answered with.";
         let actions = "Operator actions, by action.";
         let lines = "Log lines that were dropped because their reader was too slow.";
         Self {
@@ -164,9 +164,14 @@ impl Metrics {
         self.calls.ended(account, action, outcome);
     }
 
-    /// Counts a call with an idempotency key.
+    /// Counts a call with an idempotency key, or one that is taken for a repetition.
     pub(crate) fn keyed_call(&self, account: &str, result: &str) {
         self.keyed_calls.with_label_values(&[account, result]).inc();
+    }
+
+    /// Counts a call whose outcome has become unknown.
+    pub(crate) fn lost_call(&self, account: &str) {
+        self.looks.lost(account);
     }
 
     /// Counts a look for the flow of an unknown outcome.

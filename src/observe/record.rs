@@ -64,6 +64,8 @@ pub(crate) struct Record {
 struct OrderNote {
     /// The beginning of the record's name, in hexadecimal; never the key.
     once: Box<str>,
+    /// Whether a repetition of the call finds its record.
+    is_repeatable: bool,
     /// Flowgate's id of the order's first request, if that is another one.
     first_request_id: Option<Box<str>>,
 }
@@ -134,10 +136,11 @@ impl Record {
     }
 
     /// The call has a record, whose name begins with `once`.
-    pub(crate) fn has_order(&mut self, once: Box<str>) {
+    pub(crate) fn has_order(&mut self, once: Box<str>, is_repeatable: bool) {
         let first_request_id = None;
         self.order = Some(Box::new(OrderNote {
             once,
+            is_repeatable,
             first_request_id,
         }));
     }
@@ -363,6 +366,10 @@ impl Record {
             .or(refusal.claimed_identity.take());
         let (account, _) = self.labels();
         self.telemetry.metrics.refused(account, &refusal);
+        // A call that can be repeated is counted when its record ends: each repetition gets this, too.
+        if refusal.kind == Kind::OutcomeUnknown && !self.is_repeatable() {
+            self.telemetry.metrics.lost_call(account);
+        }
         self.end(&CallEnd {
             outcome: refusal.kind.outcome(),
             verdict: refusal.kind.code(),
@@ -479,6 +486,8 @@ impl Record {
                 .and_then(|claimed_identity| claimed_identity.account.clone()),
             flow_name: self.flow_name.take(),
             outcome: ending.outcome,
+            is_lost: ending.outcome == Outcome::Unknown
+                && (self.attempts > 0 || !self.is_repeatable()),
             code: capped(ending.verdict).into(),
             status: ending.status,
             attempts: self.attempts,
@@ -489,6 +498,10 @@ impl Record {
             }),
             took,
         });
+    }
+
+    fn is_repeatable(&self) -> bool {
+        self.order.as_ref().is_some_and(|order| order.is_repeatable)
     }
 
     fn labels(&self) -> (&str, &str) {

@@ -7,6 +7,7 @@ use cams_sim::{Running, Settings, Sim, Verdict};
 use tokio::task::JoinSet;
 
 use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
+use crate::harness::Metrics;
 use crate::process::Process;
 
 /// An endpoint without limits and with faults.
@@ -102,6 +103,53 @@ async fn a_later_process_knows_the_keys_of_a_killed_one() {
         "{unknown:?}"
     );
     assert_eq!(sim.report().arrived, 4);
+}
+
+#[tokio::test]
+async fn a_process_that_starts_before_another_has_ended_warns_and_then_knows_its_keys() {
+    const SHARED: &str = "flowgate_journal_shared";
+    let sim = endpoint(&["named=slow,slow=2s"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let earlier = start(&sim, &path).await;
+    let slow = keyed(&earlier, "slow", "slow");
+    let proxy = earlier.proxy;
+    let slow = tokio::spawn(async move { slow.send(proxy).await });
+    while sim.report().arrived < 1 {
+        tokio::task::yield_now().await;
+    }
+    let later = start(&sim, &path).await;
+    let message =
+        "another process writes the same journal; a key that both get may create two flows";
+    assert_eq!(later.logged(message, 1).await.len(), 1);
+    assert_eq!(Metrics::of(later.admin).await.get(SHARED), 1.0);
+    assert_eq!(Metrics::of(earlier.admin).await.get(SHARED), 0.0);
+    let late = send(&earlier, "late", "late").await;
+    assert_eq!((late.status, state(&late)), (200, "first"), "{late:?}");
+    let slow = slow.await.unwrap();
+    assert_eq!((slow.status, state(&slow)), (200, "first"), "{slow:?}");
+    earlier.terminate().await;
+
+    Metrics::until(later.admin, SHARED, |shared| shared == 0.0).await;
+    for (key, first) in [("slow", slow), ("late", late)] {
+        let again = send(&later, key, key).await;
+        let found = (again.status, state(&again));
+        assert_eq!(found, (200, "replayed"), "{key}: {again:?}");
+        assert_eq!(again.json()["Data"], first.json()["Data"]);
+    }
+    assert_eq!(
+        created(&sim),
+        [("slow".into(), 1), ("late".into(), 1)].into()
+    );
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_flowgate"))
+        .arg("journal")
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "a reader needs no lock: {output:?}"
+    );
 }
 
 #[tokio::test]

@@ -507,3 +507,53 @@ async fn pause_resume_and_flush_work_and_are_logged_and_counted() {
         ]
     );
 }
+
+#[tokio::test]
+async fn repetitions_of_a_lost_call_and_calls_that_wait_are_not_counted_as_lost() {
+    let harness = Harness::new("").await;
+    let keyed = |key: &'static str, hold: &'static str| {
+        let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", key)];
+        let with_key = |call: &mut Call| {
+            call.push("idempotency-key", key);
+            call.push("x-flowgate-hold", hold);
+        };
+        Call::v3_with(&harness.host(), &query, with_key, (KEY, SECRET))
+    };
+    let fault = |fault: &str| harness.sim.set_faults(vec![fault.parse().unwrap()]);
+    let state = |reply: &Reply| {
+        let state = reply.header("x-flowgate-idempotency").unwrap_or_default();
+        (reply.status, state.to_owned())
+    };
+    fault("next=1,close-after");
+    let lost = Call::v3(&harness.host(), "lost").send(harness.proxy).await;
+    assert_eq!(state(&lost), (409, String::new()));
+    fault("next=1,close-after");
+    for _ in 0..3 {
+        let lost = keyed("lost-key", "30s").send(harness.proxy).await;
+        assert_eq!(state(&lost), (409, "unknown".to_owned()));
+    }
+    fault("next=1,slow=1s");
+    let (slow, proxy) = (keyed("slow", "30s"), harness.proxy);
+    let slow = tokio::spawn(async move { slow.send(proxy).await });
+    while harness.sim.report().arrived < 3 {
+        tokio::task::yield_now().await;
+    }
+    let waits = keyed("slow", "200ms").send(harness.proxy).await;
+    assert_eq!(state(&waits), (409, "pending".to_owned()));
+    assert_eq!(slow.await.unwrap().status, 200);
+
+    let metrics = harness.metrics().await;
+    let refused = "flowgate_refused_total{account=\"acme\",reason=\"outcome_unknown\"}";
+    let lost = "flowgate_lost_calls_total{account=\"acme\"}";
+    assert_eq!(
+        [refused, lost].map(|series| metrics.get(series)),
+        [5.0, 2.0]
+    );
+    let shown = Stream::open(harness.admin).await.next().await.unwrap();
+    let calls = shown["calls"].as_array().unwrap().iter();
+    let lost = calls.filter(|call| call["lost"] == json!(true));
+    let lost: Vec<_> = lost
+        .map(|call| call["flow_name"].as_str().unwrap())
+        .collect();
+    assert_eq!(lost, ["lost-key", "lost"]);
+}

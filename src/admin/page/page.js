@@ -304,6 +304,7 @@ function troubles(shown) {
   }
   if (store && !store.up) add('StoreDown', '', 'The store of the shared quota does not respond. Each replica continues with its part of the quota, or refuses calls (quota.on_store_failure). Check the store and the network to it.');
   if (journal && !journal.up) add('JournalDown', '', 'The journal cannot be written; calls continue without it. Check the disk and the permissions of its directory.');
+  if (journal && journal.shared && !store) add('JournalShared', '', 'A process that was started earlier writes the same journal. They do not know each other\'s idempotency keys: a key that both get may create two flows. End the earlier one, or use a store.');
   if (config.refused) add('ReloadFailed', '', 'The last configuration that was read has mistakes; the previous one stays in force. Correct the mistakes below, then send SIGHUP or save the file again.', config.refused);
   for (const lane of shown.lanes) {
     if (!lane.operator_pause && lane.pause_remaining_seconds > 0) add('ThrottledUnderRate', laneName(lane), `CAMS throttles although Flowgate keeps to the limit; the lane is paused for ${seconds(lane.pause_remaining_seconds)}. If this continues, another program uses this account's quota: find it, or set a reserve.`);
@@ -315,7 +316,7 @@ function troubles(shown) {
   const some = (name, list, text) => list.length && add(name, about(list), `${list.length} of the last ${calls.length} calls: ${text}`);
   // Calls without a session were refused, not sent: the account's session says why.
   some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials' && call.outcome !== 'refused', 600), 'CAMS rejects the credentials that Flowgate signs with. The replies to the callers and the log name the cause: the key, its secret, the session or the clock.');
-  some('OutcomeUnknown', recent((call) => call.outcome === 'outcome_unknown', 600), 'sent, but without a response, so CAMS may have processed them. Check with ListFlow before they are repeated.');
+  some('OutcomeUnknown', recent((call) => call.lost, 600), 'sent, but without a response, so CAMS may have processed them. Check with ListFlow before they are repeated.');
   const old = shown.unknown.filter((one) => one.age_seconds > 3600);
   if (old.length) add('UnknownOutcomeOld', about(old), 'The outcome of calls has been unknown for more than an hour. Look for their flows in CAMS and settle them below.');
   const ambiguous = shown.unknown.filter((one) => one.state === 'ambiguous');
@@ -412,7 +413,7 @@ function showState(shown) {
     ['Mode', shown.mode],
     ...upstreams.map(({ url, proxy, reachable, reason, down_seconds: down }) => [`CAMS at ${url}`, `${reachable ? 'reachable' : `not reachable for ${seconds(down)}: ${reason}`}${proxy ? `, through ${proxy}` : ''}`, !reachable]),
     ['Quota', store ? `shared by ${store.replicas} replicas; the store ${store.up ? 'responds' : 'does not respond'}` : 'of this process alone', store && !store.up],
-    ['Journal', journal ? (journal.up ? 'written' : 'cannot be written') : 'off', journal && !journal.up],
+    ['Journal', journal ? `${journal.up ? 'written' : 'cannot be written'}${journal.shared ? ', also by an earlier process' : ''}` : 'off', journal && (!journal.up || (journal.shared && !store))],
     ['Configuration', `generation ${config.generation}; last read ${seconds(config.read_seconds_ago)} ago, ${config.refused ? 'rejected' : 'in force'}`, config.refused],
     ['Certificate', shown.certificate_ends_seconds === null ? 'none: the proxy port is plain HTTP' : `expires in ${seconds(Math.max(0, shown.certificate_ends_seconds))}`],
     ...shown.credentials.map((one) => [`Credentials of ${one.account}`, credentials(one), one.failure || sessionTrouble(one)]),

@@ -1,23 +1,35 @@
 //! Restores records from a journal: what the last attempt of each has done.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::{Done, State, Table};
+use super::{Done, Records, State, Table};
 use crate::idempotency::fingerprint::{Fingerprint, RecordName};
 use crate::idempotency::record::{
-    Created, FlowDescription, Order, OrderKind, Search, UnknownOutcome,
+    Created, End, Ending, FlowDescription, Order, OrderKind, Progress, Search, UnknownOutcome,
 };
 use crate::observe::journal::{KeyedAttempt, KeyedEnd, KeyedResolution, Outcome, ResolvedAs};
 use crate::primitives::id::{AccountId, ClientId};
 
 /// What was found in a journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Restored {
     pub(crate) keys: usize,
     pub(crate) unknown: usize,
+}
+
+/// An attempt in a journal, and what the journal knows of its end.
+struct FoundAttempt {
+    name: RecordName,
+    /// The journal's name of it.
+    attempt: Box<str>,
+    order: Arc<Order>,
+    /// When it was sent.
+    at: Instant,
+    end: End,
 }
 
 /// What the last attempt of a record has done.
@@ -106,65 +118,167 @@ fn restore_one(
     clock: SystemTime,
     is_sought: impl Fn(&Order) -> bool,
 ) {
-    let name = RecordName::parse(&attempt.key.name);
-    let fingerprint = Fingerprint::parse(&attempt.key.fingerprint);
-    let (Some(name), Some(fingerprint)) = (name, fingerprint) else {
-        return;
-    };
-    table.remove(&name);
-    let sent = attempt.time.unwrap_or(clock);
-    let age = clock.duration_since(sent).unwrap_or_default();
-    let at = now.checked_sub(age).unwrap_or(now);
-    let order = Arc::new(Order {
-        kind: attempt.key.kind,
-        account: AccountId::new(attempt.account),
-        client: ClientId::new(attempt.client),
-        fingerprint,
-        request_id: attempt.request_id.into(),
-        flow: FlowDescription {
-            name: attempt.key.flow_name.into(),
-            space: attempt.key.space.into(),
-            categories: attempt.key.categories,
-        },
-    });
-    let own_id = order.request_id.clone();
-    let last = last(attempt.end, attempt.resolution, own_id);
-    if let Last::Created(created) = &last {
-        table.made_here.add(&order, &created.flow_id);
+    if let Some(found) = FoundAttempt::of(attempt, now, clock, is_sought) {
+        table.remove(&found.name);
+        found.insert(table);
     }
-    let state = match last {
-        Last::NotCreated => return,
-        // Whether a caller has got the answer is not in the journal.
-        Last::Created(_) if order.kind != OrderKind::Keyed => return,
-        Last::Created(created) => State::Done(Done {
+}
+
+/// Takes over what another process has written since [`restore`], or beside this process: `attempts`
+/// are all those in the journal that this process has not made, in the order of their sending.
+/// Returns what has changed.
+///
+/// What this process knows itself stays, except an unknown outcome of one of these attempts: it was
+/// under way when the journal was read.
+pub(super) fn take_over(
+    records: &Records,
+    attempts: Vec<KeyedAttempt>,
+    now: Instant,
+    clock: SystemTime,
+    is_sought: impl Fn(&Order) -> bool,
+) -> Restored {
+    let mut names = HashSet::new();
+    let mut last = HashMap::new();
+    for attempt in attempts {
+        names.insert(Box::<str>::from(&*attempt.attempt));
+        if let Some(found) = FoundAttempt::of(attempt, now, clock, &is_sought) {
+            last.insert(found.name, found);
+        }
+    }
+    let mut restored = Restored::default();
+    for found in last.into_values() {
+        let is_unknown = matches!(found.end, End::Unknown(_));
+        // The lock is not held for long: calls are being served.
+        if found.take_over(&mut records.table.lock(), &names) {
+            restored.keys += 1;
+            restored.unknown += usize::from(is_unknown);
+        }
+    }
+    restored
+}
+
+// === impl FoundAttempt ===
+
+impl FoundAttempt {
+    fn of(
+        attempt: KeyedAttempt,
+        now: Instant,
+        clock: SystemTime,
+        is_sought: impl Fn(&Order) -> bool,
+    ) -> Option<Self> {
+        let name = RecordName::parse(&attempt.key.name)?;
+        let fingerprint = Fingerprint::parse(&attempt.key.fingerprint)?;
+        let sent = attempt.time.unwrap_or(clock);
+        let age = clock.duration_since(sent).unwrap_or_default();
+        let at = now.checked_sub(age).unwrap_or(now);
+        let order = Arc::new(Order {
+            kind: attempt.key.kind,
+            account: AccountId::new(attempt.account),
+            client: ClientId::new(attempt.client),
             fingerprint,
-            created: Arc::new(created),
-            at,
-            is_for_one: false,
-        }),
-        Last::Unknown {
-            reason,
-            request_id,
-            found,
-        } => {
-            let search = match found {
-                Some(found) => Search::Ambiguous(found),
-                None if order.flow.can_be_sought() && is_sought(&order) => Search::Active,
-                None => Search::None,
-            };
-            let outcome = UnknownOutcome {
+            request_id: attempt.request_id.into(),
+            flow: FlowDescription {
+                name: attempt.key.flow_name.into(),
+                space: attempt.key.space.into(),
+                categories: attempt.key.categories,
+            },
+        });
+        let own_id = order.request_id.clone();
+        let attempt_name = Box::<str>::from(attempt.attempt);
+        let end = match last(attempt.end, attempt.resolution, own_id) {
+            Last::NotCreated => End::Released,
+            Last::Created(created) => End::Done(Arc::new(created)),
+            Last::Unknown {
                 reason,
                 request_id,
-                order: order.clone(),
-                attempt: Some(attempt.attempt.into()),
-                at: sent,
-                ended: at,
-                // The earlier process may have stamped a request until it ended.
-                stamped_until: now,
-                search,
-            };
-            State::unknown(order.clone(), Arc::new(outcome))
+                found,
+            } => {
+                let search = match found {
+                    Some(found) => Search::Ambiguous(found),
+                    None if order.flow.can_be_sought() && is_sought(&order) => Search::Active,
+                    None => Search::None,
+                };
+                End::Unknown(Arc::new(UnknownOutcome {
+                    reason,
+                    request_id,
+                    order: order.clone(),
+                    attempt: Some(attempt_name.clone()),
+                    at: sent,
+                    ended: at,
+                    // The earlier process may have stamped a request until it ended.
+                    stamped_until: now,
+                    search,
+                }))
+            }
+        };
+        Some(Self {
+            name,
+            attempt: attempt_name,
+            order,
+            at,
+            end,
+        })
+    }
+
+    /// Inserts the record, which must not exist, if there is one to be kept.
+    fn insert(self, table: &mut Table) {
+        let Self {
+            name,
+            order,
+            at,
+            end,
+            ..
+        } = self;
+        if let End::Done(created) = &end {
+            table.made_here.add(&order, &created.flow_id);
         }
-    };
-    table.insert(name, &order, state);
+        let state = match end {
+            End::Released => return,
+            // Whether a caller has got the answer is not in the journal.
+            End::Done(_) if order.kind != OrderKind::Keyed => return,
+            End::Done(created) => State::Done(Done {
+                fingerprint: order.fingerprint,
+                created,
+                at,
+                is_for_one: false,
+            }),
+            End::Unknown(outcome) => State::unknown(order.clone(), outcome),
+        };
+        table.insert(name, &order, state);
+    }
+
+    /// Inserts or ends a record. `others` are the attempts of other processes. Returns whether there
+    /// was something to do.
+    fn take_over(self, table: &mut Table, others: &HashSet<Box<str>>) -> bool {
+        let Some(record) = table.records.get(&self.name) else {
+            let before = table.records.len();
+            self.insert(table);
+            return table.records.len() > before;
+        };
+        let State::Unknown(running, outcome) = &record.state else {
+            return false;
+        };
+        let Some(attempt) = outcome.attempt.as_ref().filter(|it| others.contains(*it)) else {
+            return false;
+        };
+        let is_same = *attempt == self.attempt;
+        if is_same && matches!(self.end, End::Unknown(_)) {
+            return false;
+        }
+        let running = running.clone();
+        // If a later attempt was sent, this one has created nothing.
+        let end = if is_same {
+            self.end.clone()
+        } else {
+            End::Released
+        };
+        table.remove(&self.name);
+        self.insert(table);
+        running.set(Progress::after(Ending {
+            end,
+            answer: None,
+            is_resolved: true,
+        }));
+        true
+    }
 }

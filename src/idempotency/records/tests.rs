@@ -287,6 +287,102 @@ async fn a_journal_restores_what_its_last_attempt_of_each_key_has_done() {
     }
 }
 
+/// Takes over these attempts of another process.
+fn take_over(records: &Records, attempts: Vec<KeyedAttempt>) -> (usize, usize) {
+    let (now, clock) = (Instant::now(), SystemTime::now());
+    let restored = records.take_over(attempts, now, clock, |_| true);
+    (restored.keys, restored.unknown)
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_another_process_has_written_meanwhile_are_taken_over() {
+    let clock = SystemTime::now();
+    let ok = Some((Outcome::Ok, Some("77")));
+    let records = records(100);
+    let attempts = vec![
+        attempt("done", clock, 5, ok),
+        attempt("lost", clock, 5, Some((Outcome::Unknown, None))),
+        attempt("refused", clock, 5, Some((Outcome::UpstreamError, None))),
+    ];
+    assert_eq!(take_over(&records, attempts), (2, 1));
+    assert!(matches!(find(&records, "done"), Found::Done(done) if *done == created("77")));
+    assert!(matches!(find(&records, "lost"), Found::Running(_)));
+    assert!(is_free(&records, "refused"));
+    assert_eq!(count(&records), [0, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_under_way_at_another_process_ends_as_it_did_there() {
+    let clock = SystemTime::now();
+    let ok = Some((Outcome::Ok, Some("77")));
+    let records = records(100);
+    let keys = ["done", "refused", "retried", "killed"];
+    let open = keys.map(|key| attempt(key, clock, 5, None));
+    records.restore(open.into(), Instant::now(), clock, |_| true);
+    assert_eq!(count(&records), [0, 0, 4]);
+    let waiters = keys.map(|key| match find(&records, key) {
+        Found::Running(waiter) => waiter,
+        _ => panic!("its flow is looked for"),
+    });
+    let retry = KeyedAttempt {
+        attempt: "run-retry".to_owned(),
+        ..attempt("retried", clock, 4, ok)
+    };
+    let attempts = vec![
+        attempt("done", clock, 5, ok),
+        attempt("refused", clock, 5, Some((Outcome::UpstreamError, None))),
+        attempt("retried", clock, 5, Some((Outcome::Throttled, None))),
+        retry,
+        attempt("killed", clock, 5, None),
+    ];
+    assert_eq!(take_over(&records, attempts), (3, 0));
+    let ends = waiters.map(|mut waiter| waiter.end().now_or_never());
+    let ends = ends.map(|ending| ending.map(|ending| ending.end.clone()));
+    let done = End::Done(Arc::new(created("77")));
+    let released = Some(End::Released);
+    assert_eq!(ends, [Some(done), released.clone(), released, None]);
+    for key in ["done", "retried"] {
+        assert!(matches!(find(&records, key), Found::Done(done) if *done == created("77")));
+    }
+    assert!(is_free(&records, "refused"));
+    assert!(matches!(find(&records, "killed"), Found::Running(_)));
+    assert_eq!(count(&records), [0, 2, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_this_process_knows_itself_is_not_taken_over() {
+    let clock = SystemTime::now();
+    let ok = Some((Outcome::Ok, Some("78")));
+    let records = records(100);
+    let (finished, _waiter) = claim(&records, "done");
+    done(mark(finished), "77");
+    let (lost, _waiter) = claim(&records, "lost");
+    lose(mark(lost), false);
+    let (running, _waiter) = claim(&records, "running");
+    let keys = ["done", "lost", "running"];
+    let attempts = keys.map(|key| attempt(key, clock, 5, ok)).into();
+    assert_eq!(take_over(&records, attempts), (0, 0));
+    assert!(matches!(find(&records, "done"), Found::Done(done) if *done == created("77")));
+    assert!(matches!(find(&records, "lost"), Found::Unknown(_)));
+    assert!(matches!(find(&records, "running"), Found::Running(_)));
+    drop(running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_of_another_process_without_a_key_is_not_kept_for_a_repetition() {
+    let clock = SystemTime::now();
+    let equal = |end| {
+        let mut attempt = attempt("equal", clock, 5, end);
+        attempt.key.kind = OrderKind::Equal;
+        vec![attempt]
+    };
+    let records = records(100);
+    records.restore(equal(None), Instant::now(), clock, |_| true);
+    let ok = Some((Outcome::Ok, Some("77")));
+    assert_eq!(take_over(&records, equal(ok)), (1, 0));
+    assert_eq!(count(&records), [0, 0, 0]);
+}
+
 #[test]
 fn a_line_with_another_form_of_key_is_skipped() {
     let records = records(100);

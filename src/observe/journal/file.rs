@@ -18,7 +18,7 @@ use super::writer::{Sink, WriteResult};
 use crate::config;
 
 /// File mode: only the owner may read and write.
-const MODE: u32 = 0o600;
+pub(super) const MODE: u32 = 0o600;
 
 /// The current file of a journal.
 pub(crate) struct RotatingFile {

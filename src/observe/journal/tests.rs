@@ -11,6 +11,7 @@ use super::*;
 use crate::call::attempt::note_end;
 use crate::call::judge::Verdict;
 use crate::cli::journal::as_table;
+use crate::observe::metrics::Scrape;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 use crate::upstream::UpstreamResponse;
 
@@ -247,6 +248,35 @@ async fn unknown_outcomes_are_listed_on_request() {
     test.journal.flushed().await;
     assert!(read(&test.path(), false).unwrap().is_settled());
     assert!(!read(&test.path(), true).unwrap().is_settled());
+}
+
+#[tokio::test]
+async fn a_journal_is_shared_until_the_earlier_process_has_ended() {
+    let first = JournalTest::new(1 << 20, 1);
+    assert!(!first.journal.is_shared());
+    let config = config::Journal {
+        path: first.path(),
+        max_size: 1 << 20,
+        keep: 1,
+    };
+    let metrics = Arc::new(Metrics::new());
+    let second = Arc::new(Journal::open(&config, metrics.clone()).unwrap());
+    let gauge = |value| format!("\nflowgate_journal_shared {value}\n");
+    let shown = || metrics.render(&Scrape::default());
+    assert!(second.is_shared() && shown().contains(&gauge(1)));
+    assert!(!second.end_sharing(|| panic!("the first has the lock")));
+    let own = second.note(Some("own"), &operation(), "R", None);
+    let other = first.note("other");
+    assert!(second.has_made(own.attempt()) && !second.has_made(other.attempt()));
+    let JournalTest {
+        folder: _folder,
+        journal,
+        ..
+    } = first;
+    drop((other, journal));
+    let mut is_taken_over = false;
+    assert!(second.end_sharing(|| is_taken_over = second.is_shared()));
+    assert!(is_taken_over && !second.is_shared() && shown().contains(&gauge(0)));
 }
 
 #[tokio::test]

@@ -87,6 +87,7 @@ impl super::Metrics {
     pub(crate) fn accounts(&self, accounts: &[Account]) {
         let ids = accounts.iter().map(|account| account.id.as_str());
         for id in ids.chain([UNKNOWN_ACCOUNT]) {
+            self.looks.add_account(id);
             for kind in [
                 Kind::OutcomeUnknown,
                 Kind::AccountCredentials,

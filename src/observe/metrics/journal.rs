@@ -8,6 +8,7 @@ use super::families::{Families, opts};
 pub(super) struct JournalMetrics {
     up: IntGauge,
     errors: IntCounter,
+    shared: IntGauge,
 }
 
 // === impl JournalMetrics ===
@@ -22,15 +23,21 @@ impl JournalMetrics {
             "journal_errors_total",
             "Failed writes of lines to the journal, and failed rotations.",
         );
+        let shared = opts(
+            "journal_shared",
+            "1 while a process that was started earlier writes the same journal, else 0.",
+        );
         Self {
             up: IntGauge::with_opts(up).expect("a valid name"),
             errors: IntCounter::with_opts(errors).expect("a valid name"),
+            shared: IntGauge::with_opts(shared).expect("a valid name"),
         }
     }
 
     fn register(&self, families: &Families) {
         families.add(Box::new(self.up.clone()));
         families.add(Box::new(self.errors.clone()));
+        families.add(Box::new(self.shared.clone()));
     }
 }
 
@@ -44,6 +51,11 @@ impl super::Metrics {
     /// Sets whether the journal can be written.
     pub(crate) fn journal_up(&self, up: bool) {
         self.journal.up.set(i64::from(up));
+    }
+
+    /// Sets whether another process writes the journal.
+    pub(crate) fn journal_shared(&self, shared: bool) {
+        self.journal.shared.set(i64::from(shared));
     }
 
     /// Counts a failed write.

@@ -138,6 +138,7 @@ fn counters_that_alerts_watch_start_at_zero() {
         "flowgate_connection_errors_total{kind=\"too_many\"} 0",
         "flowgate_signature_checks_total{result=\"nonce\"} 0",
         "flowgate_config_reloads_total{result=\"refused\"} 0",
+        "flowgate_lost_calls_total{account=\"unknown\"} 0",
         "flowgate_refused_total{account=\"unknown\",reason=\"outcome_unknown\"} 0",
         "flowgate_refused_total{account=\"unknown\",reason=\"credentials\"} 0",
     ] {

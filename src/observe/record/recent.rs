@@ -26,6 +26,8 @@ pub(super) struct EndedCall {
     pub(super) account: Option<AccountId>,
     pub(super) flow_name: Option<Box<str>>,
     pub(super) outcome: Outcome,
+    /// Whether CAMS may have executed the call itself, not only one that it repeats.
+    pub(super) is_lost: bool,
     pub(super) code: Box<str>,
     pub(super) status: u16,
     pub(super) attempts: u32,
@@ -43,6 +45,8 @@ pub(crate) struct CallView {
     pub(crate) tenant: String,
     pub(crate) flow_name: Option<Box<str>>,
     pub(crate) outcome: &'static str,
+    /// Its outcome is unknown, and it does not only repeat such a call.
+    pub(crate) lost: bool,
     pub(crate) code: Box<str>,
     /// 0 if the caller had disconnected.
     pub(crate) status: u16,
@@ -101,6 +105,7 @@ impl EndedCall {
             tenant: tenant.to_owned(),
             flow_name: self.flow_name.clone(),
             outcome: self.outcome.label(),
+            lost: self.is_lost,
             code: self.code.clone(),
             status: self.status,
             attempts: self.attempts,
@@ -124,6 +129,7 @@ mod tests {
                 account: None,
                 flow_name: Some("<b>".into()),
                 outcome: Outcome::Ok,
+                is_lost: false,
                 code: "OK".into(),
                 status: 200,
                 attempts,
