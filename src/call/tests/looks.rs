@@ -14,6 +14,7 @@ use crate::acs::encode;
 use crate::acs::v3::{self, Signable};
 use crate::call::looks;
 use crate::call::unknown;
+use crate::config::FlowNames;
 use crate::idempotency::record::{Created, Resolution, Search, UnknownOutcome};
 use crate::observe::metrics::Scrape;
 use crate::primitives::secret::Secret;
@@ -72,6 +73,7 @@ struct Cams {
 
 /// A Flowgate whose account `acme` has unique flow names.
 struct Gateway {
+    state: AppState,
     services: Arc<CallServices>,
     cams: Arc<Cams>,
     looks: JoinHandle<()>,
@@ -346,10 +348,19 @@ impl Gateway {
         let services = state.calls().clone();
         let looks = tokio::spawn(looks::run(Arc::downgrade(&services)));
         Self {
+            state,
             services,
             cams,
             looks,
         }
+    }
+
+    /// Reloads the configuration with these names of flows.
+    fn reload(&self, names: FlowNames) {
+        let mut config = self.services.current_config.load().config.clone();
+        config.accounts[0].flow_names = names;
+        let endpoints = self.state.next_endpoints(&config, None).unwrap();
+        self.state.apply(config, endpoints, None);
     }
 
     /// A Flowgate that has created a flow in the space before.
@@ -774,4 +785,57 @@ async fn a_flow_that_an_operator_names_is_replayed() {
     let looks = gateway.cams.count("ListFlow");
     tokio::time::sleep(minutes(60)).await;
     assert_eq!(gateway.cams.count("ListFlow"), looks);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_to_unique_names_begins_the_search_for_an_unknown_outcome() {
+    let gateway = Gateway::new(&[]).await;
+    gateway.reload(FlowNames::Any);
+    gateway.cams.fault(Fault::CloseAfter);
+    gateway.cams.fault(Fault::CloseAfter);
+    let lost = gateway.call(create("K-1", "10s", "s-1")).await;
+    lost.is(409, Some("unknown"));
+    assert_eq!(lost.retry_after, None);
+    let params = [("FlowName", "Without categories")];
+    let cannot_be_sought = request("CreateFlow", Some("K-2"), "10s", &params);
+    let lost = gateway.call(cannot_be_sought).await;
+    lost.is(409, Some("unknown"));
+    let searches = || {
+        let unknown = gateway.unknown().into_iter();
+        unknown
+            .map(|outcome| outcome.search.clone())
+            .collect::<Vec<_>>()
+    };
+    tokio::time::sleep(minutes(60)).await;
+    assert_eq!(searches(), [Search::None, Search::None]);
+    assert_eq!(gateway.cams.count("ListFlow"), 0);
+    gateway.reload(FlowNames::Unique);
+    assert_eq!(searches(), [Search::Active, Search::None]);
+    let found = gateway.call(create("K-1", "10s", "s-1")).await;
+    found.is(200, Some("resolved"));
+    assert_eq!(found.flow_id.as_deref(), Some("1"));
+    assert_eq!(searches(), [Search::None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_to_other_names_ends_the_search_and_the_wait_for_it() {
+    let gateway = Gateway::with_flow_in("s-1").await;
+    gateway.cams.fault(Fault::CloseBefore);
+    let waiting = tokio::spawn(gateway.begin(create("K-1", "60s", "s-1")).await);
+    tokio::time::sleep(seconds(20)).await;
+    assert_eq!(gateway.unknown()[0].search, Search::Active);
+    let reloaded = Instant::now();
+    gateway.reload(FlowNames::Any);
+    let told = waiting.await.unwrap();
+    told.is(409, Some("unknown"));
+    assert_eq!(told.retry_after, None, "{told:?}");
+    assert!(reloaded.elapsed() < seconds(1));
+    assert_eq!(gateway.unknown()[0].search, Search::None);
+    let looks = gateway.cams.count("ListFlow");
+    tokio::time::sleep(minutes(60)).await;
+    let again = gateway.call(create("K-1", "10s", "s-1")).await;
+    again.is(409, Some("unknown"));
+    assert_eq!(again.retry_after, None, "{again:?}");
+    assert_eq!(gateway.cams.count("ListFlow"), looks);
+    assert_eq!(gateway.cams.count("CreateFlow"), 2);
 }
