@@ -23,7 +23,7 @@ pub(crate) async fn resolve(
         return resolve_here(services, name, resolution);
     };
     // Another replica was first, and its word holds.
-    let is_the_same = resolution.is_created();
+    let is_the_same = resolution.flow_id() == Some(&created.flow_id);
     let outcome = resolve_here(services, name, Resolution::Created(created));
     outcome.filter(|_| is_the_same)
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::{self, Harness, Metrics};
 use crate::process::Process;
+use crate::redis::Redis;
 use crate::status::{ORDERS, TOKEN, post};
 
 /// An endpoint without limits and with this fault.
@@ -27,10 +28,16 @@ async fn endpoint(fault: &str) -> Running {
 
 /// A Flowgate with this journal, whose operators may act.
 async fn start(sim: &Running, journal: &Path) -> Process {
-    let toml = format!(
-        "[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n",
-        journal.display()
-    );
+    start_with(
+        sim,
+        &format!("[journal]\npath = \"{}\"\n", journal.display()),
+    )
+    .await
+}
+
+/// A Flowgate without limits whose operators may act.
+async fn start_with(sim: &Running, more: &str) -> Process {
+    let toml = format!("{more}[limits]\npreset = \"none\"\n");
     let env = [
         ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TEAM"),
         ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true"),
@@ -162,6 +169,7 @@ async fn an_operators_word_ends_an_unknown_outcome_also_over_a_restart() {
     let replayed = send(process.proxy, "made").await;
     is(&replayed, 200, "replayed");
     assert_eq!(replayed.json()["Data"]["FlowId"], "77");
+    assert_eq!(replayed.json()["RequestId"], made);
     assert_eq!(
         settle(process.admin, &created(&made, "78")).await.status,
         404
@@ -214,7 +222,47 @@ async fn an_operators_word_ends_an_unknown_outcome_also_over_a_restart() {
     let replayed = send(process.proxy, "made").await;
     is(&replayed, 200, "replayed");
     assert_eq!(replayed.json()["Data"]["FlowId"], "77");
+    assert_eq!(replayed.json()["RequestId"], made);
     is(&send(process.proxy, "unmade").await, 200, "first");
+    assert_eq!(sim.report().arrived, 3);
+}
+
+#[tokio::test]
+async fn the_first_word_of_two_operators_holds_at_both_replicas() {
+    let sim = endpoint("always,close-after").await;
+    let redis = Redis::start().await;
+    let store = format!("[quota]\nstore = \"{}\"\n", redis.url());
+    let [a, b] = [
+        start_with(&sim, &store).await,
+        start_with(&sim, &store).await,
+    ];
+    let another: fn(&str) -> String = |id| created(id, "2");
+    for (name, flow_id, second_word, status) in [
+        ("created-twice", "1", another, 404),
+        ("created-once", "3", not_created, 404),
+        ("created", "4", |id| created(id, "4"), 200),
+    ] {
+        for replica in [&a, &b] {
+            is(&send(replica.proxy, name).await, 409, "unknown");
+        }
+        let [at_a, at_b] = [
+            request_id(a.admin, name).await,
+            request_id(b.admin, name).await,
+        ];
+        assert_ne!(at_a, at_b);
+        let first = settle(a.admin, &created(&at_a, flow_id)).await;
+        assert_eq!(first.status, 200, "{first:?}");
+        let second = settle(b.admin, &second_word(&at_b)).await;
+        assert_eq!(second.status, status, "{name}: {second:?}");
+        for replica in [&a, &b] {
+            let replayed = send(replica.proxy, name).await;
+            is(&replayed, 200, "replayed");
+            let body = replayed.json();
+            assert_eq!(body["Data"]["FlowId"], flow_id, "{name}");
+            assert_eq!(body["RequestId"], at_a, "{name}");
+            assert!(listed(replica.admin).await.is_empty());
+        }
+    }
     assert_eq!(sim.report().arrived, 3);
 }
 
