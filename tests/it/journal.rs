@@ -399,3 +399,29 @@ fn a_missing_journal_is_reported() {
         "flowgate: no/such: No such file or directory (os error 2)\n"
     );
 }
+
+#[test]
+fn a_file_that_is_no_journal_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flowgate.toml");
+    for text in [
+        "no journal\n",
+        "\n\n[[accounts]]\n\nid = \"acme\"\n",
+        "{}\n",
+    ] {
+        std::fs::write(&path, text).unwrap();
+        for flags in [&["--unknown"][..], &[], &["--json", "--unknown"]] {
+            let output = journal(&path, flags);
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(64), "{text:?}: {error}");
+            assert!(
+                error.contains("flowgate.toml: it has no line of a journal"),
+                "{error}"
+            );
+            assert!(output.stdout.is_empty(), "{text:?}");
+        }
+    }
+    // Before its first attempt a journal is empty.
+    std::fs::write(&path, "").unwrap();
+    assert_eq!(journal(&path, &["--unknown"]).status.code(), Some(0));
+}
