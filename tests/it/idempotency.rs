@@ -204,9 +204,39 @@ async fn a_call_continues_without_its_caller_and_the_repetition_gets_its_answer(
     let early = send(&harness, &early).await;
     is(&early, 409, "pending");
     assert!(early.header("retry-after").is_some(), "{early:?}");
+    let repeat = "Repeat the call unchanged: it is not sent again";
+    assert!(early.body.contains(repeat), "{early:?}");
     let second = send(&harness, &keyed(&harness, "order-1", "Welcome")).await;
     is(&second, 200, "attached");
     assert_eq!(harness.sim.arrivals().len(), 1);
+}
+
+#[tokio::test]
+async fn a_repetition_of_a_queued_call_is_told_to_repeat_with_the_same_key() {
+    let harness = Harness::new("[limits]\nCreateFlow = \"1/60s\"\n").await;
+    let held = |hold: &str| {
+        let with_key = |call: &mut Call| {
+            call.push("idempotency-key", "order-1");
+            call.push("x-flowgate-hold", hold);
+        };
+        let query = [("Categories", CATEGORIES), ("FlowName", "Welcome")];
+        Call::v3_with(&harness.host(), &query, with_key, (KEY, SECRET))
+    };
+    // The first token comes a minute after the start.
+    let queued = held("120s");
+    let proxy = harness.proxy;
+    let queued = tokio::spawn(async move { queued.send(proxy).await });
+    while harness.lane().await["queued"] != 1 {
+        tokio::task::yield_now().await;
+    }
+    let early = send(&harness, &held("200ms")).await;
+    is(&early, 400, "pending");
+    assert_eq!(early.code(), "System.LimitControl");
+    assert!(early.header("retry-after").is_some(), "{early:?}");
+    let repeat = "Repeat the call with the same key.";
+    assert!(early.body.contains(repeat), "{early:?}");
+    queued.abort();
+    assert_eq!(harness.sim.arrivals().len(), 0);
 }
 
 #[tokio::test]
