@@ -1,14 +1,14 @@
 //! Looks: a CreateFlow whose answer is lost is found by its name, for accounts whose flow names are
 //! unique. Absence, which takes half an hour, is tested in simulated time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
 use cams_sim::{FlowSettings, NewFlow, Settings, Sim, Status};
 
 use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
-use crate::harness::{GAP, Harness};
+use crate::harness::{self, GAP, Harness};
 use crate::process::Process;
 
 const CATEGORIES: &str = "[\"SIGN_UP\"]";
@@ -35,9 +35,13 @@ async fn flowgate(flows: FlowSettings, faults: &[&str], journal: Option<&Path>) 
 
 /// A CreateFlow of the flow `Welcome` with a key.
 fn welcome(host: &str) -> Call {
-    let query = [("Categories", CATEGORIES), ("FlowName", "Welcome")];
+    order(host, "order-1", "Welcome")
+}
+
+fn order(host: &str, key: &str, flow: &str) -> Call {
+    let query = [("Categories", CATEGORIES), ("FlowName", flow)];
     let with_key = |call: &mut Call| {
-        call.push("idempotency-key", "order-1");
+        call.push("idempotency-key", key);
         call.push("x-flowgate-hold", "30s");
     };
     Call::v3_with(host, &query, with_key, (KEY, SECRET))
@@ -205,4 +209,51 @@ async fn a_call_of_a_killed_process_is_looked_for_by_the_next_one() {
     assert_eq!(flow_id(&reply), sim.flows()[0].id);
     assert_eq!(sim.flows().len(), 1);
     process.kill().await;
+}
+
+#[tokio::test]
+async fn a_name_of_more_than_1024_bytes_is_not_looked_for_also_after_a_restart() {
+    let settings = Settings {
+        faults: vec!["always,action=CreateFlow,close-after".parse().unwrap()],
+        ..Settings::default()
+    };
+    let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let toml = format!(
+        "flow_names = \"unique\"\n[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n",
+        path.display()
+    );
+    let long = [
+        "a".repeat(1025),
+        format!("b{}\u{1f600}", "a".repeat(1023)),
+        format!("c{}\u{1f600}", "a".repeat(1024)),
+    ];
+    // Each process also looks for a flow of its own, the last one.
+    for last in ["first", "second"] {
+        let process = Process::start(&sim, &toml).await;
+        for name in &long {
+            let call = order(&process.proxy.to_string(), &name[..100], name);
+            let reply = call.send(process.proxy).await;
+            is(&reply, 409, "unknown");
+            assert_eq!(reply.header("retry-after"), None);
+        }
+        let call = order(&process.proxy.to_string(), last, last);
+        is(&call.send(process.proxy).await, 200, "resolved");
+        let unknown = harness::get(process.admin, "/unknown").await.json();
+        let states = unknown["unknown"].as_array().unwrap();
+        assert_eq!(states.len(), long.len());
+        assert!(states.iter().all(|one| one["state"] == "by_hand"));
+        process.kill().await;
+    }
+    let names = |action: &str| -> Vec<String> {
+        let all = sim.arrivals().into_iter();
+        let of_action = all.filter(|arrival| arrival.action.as_deref() == Some(action));
+        of_action.map(|one| one.flow_name.unwrap()).collect()
+    };
+    assert_eq!(names("CreateFlow").len(), long.len() + 2);
+    let sought: BTreeSet<_> = names("ListFlow").into_iter().collect();
+    assert_eq!(sought, ["first".into(), "second".into()].into());
 }
