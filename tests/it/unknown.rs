@@ -45,6 +45,22 @@ async fn start_with(sim: &Running, more: &str) -> Process {
     Process::with_env(sim, &toml, &env).await
 }
 
+async fn replicas(sim: &Running, redis: &Redis) -> [Process; 2] {
+    let store = format!("[quota]\nstore = \"{}\"\n", redis.url());
+    [start_with(sim, &store).await, start_with(sim, &store).await]
+}
+
+/// Loses the answer to a call at one of these replicas. Returns its request id at each.
+async fn lose([a, b]: [&Process; 2], name: &str) -> [String; 2] {
+    for replica in [a, b] {
+        is(&send(replica.proxy, name).await, 409, "unknown");
+    }
+    [
+        request_id(a.admin, name).await,
+        request_id(b.admin, name).await,
+    ]
+}
+
 /// Sends a CreateFlow of this name, which is also its key.
 async fn send(proxy: SocketAddr, name: &str) -> Reply {
     let query = [
@@ -231,24 +247,14 @@ async fn an_operators_word_ends_an_unknown_outcome_also_over_a_restart() {
 async fn the_first_word_of_two_operators_holds_at_both_replicas() {
     let sim = endpoint("always,close-after").await;
     let redis = Redis::start().await;
-    let store = format!("[quota]\nstore = \"{}\"\n", redis.url());
-    let [a, b] = [
-        start_with(&sim, &store).await,
-        start_with(&sim, &store).await,
-    ];
+    let [a, b] = replicas(&sim, &redis).await;
     let another: fn(&str) -> String = |id| created(id, "2");
     for (name, flow_id, second_word, status) in [
         ("created-twice", "1", another, 404),
         ("created-once", "3", not_created, 404),
         ("created", "4", |id| created(id, "4"), 200),
     ] {
-        for replica in [&a, &b] {
-            is(&send(replica.proxy, name).await, 409, "unknown");
-        }
-        let [at_a, at_b] = [
-            request_id(a.admin, name).await,
-            request_id(b.admin, name).await,
-        ];
+        let [at_a, at_b] = lose([&a, &b], name).await;
         assert_ne!(at_a, at_b);
         let first = settle(a.admin, &created(&at_a, flow_id)).await;
         assert_eq!(first.status, 200, "{first:?}");
@@ -264,6 +270,30 @@ async fn the_first_word_of_two_operators_holds_at_both_replicas() {
         }
     }
     assert_eq!(sim.report().arrived, 3);
+}
+
+#[tokio::test]
+async fn a_word_of_created_does_not_hold_while_another_replica_repeats_the_call() {
+    let sim = endpoint("next=1,close-after").await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    let [at_a, at_b] = lose([&a, &b], "lost").await;
+    let first = settle(a.admin, &not_created(&at_a)).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    sim.set_faults(vec!["next=1,slow=5s".parse().unwrap()]);
+    let proxy = a.proxy;
+    let again = tokio::spawn(async move { send(proxy, "lost").await });
+    while sim.report().arrived < 2 {
+        tokio::task::yield_now().await;
+    }
+    let second = settle(b.admin, &created(&at_b, "2")).await;
+    assert_eq!(second.status, 404, "{second:?}");
+    let at_b = send(b.proxy, "lost").await;
+    let at_a = again.await.unwrap();
+    is(&at_a, 200, "first");
+    is(&at_b, 200, "replayed");
+    assert_eq!(at_a.json()["Data"]["FlowId"], at_b.json()["Data"]["FlowId"]);
+    assert_eq!(sim.report().arrived, 2);
 }
 
 #[tokio::test]
