@@ -173,6 +173,23 @@ async fn what_is_not_certainly_the_flow_is_never_handed_out() {
 }
 
 #[tokio::test]
+async fn a_late_call_without_a_key_is_not_told_to_repeat() {
+    let faults = ["next=1,action=CreateFlow,slow=10s"];
+    let harness = flowgate(FlowSettings::default(), &faults, None).await;
+    let query = [("Categories", CATEGORIES), ("FlowName", "Welcome")];
+    let with_hold = |call: &mut Call| call.push("x-flowgate-hold", "2s");
+    let call = Call::v3_with(&harness.host(), &query, with_hold, (KEY, SECRET));
+    let late = call.send(harness.proxy).await;
+    is(&late, 409, "");
+    assert_eq!(late.header("retry-after"), None, "{late:?}");
+    let why = "CAMS has not answered within the hold";
+    assert!(
+        late.body.contains(why) && !late.body.contains("Repeat the call"),
+        "{late:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_call_of_a_killed_process_is_looked_for_by_the_next_one() {
     let settings = Settings {
         faults: vec!["next=1,action=CreateFlow,slow=60s".parse().unwrap()],
