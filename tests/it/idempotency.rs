@@ -5,6 +5,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::Harness;
+use crate::keyed_calls::{flow_id, is, order, state};
 
 const CATEGORIES: &str = "[\"SIGN_UP\"]";
 
@@ -14,27 +15,11 @@ const TEAM: &str = "\n[[clients]]\naccess_key_id = \"team-a\"\n\
 
 /// A CreateFlow of signature version 3 with this key.
 fn keyed(harness: &Harness, key: &str, flow: &str) -> Call {
-    let query = [("Categories", CATEGORIES), ("FlowName", flow)];
-    let with_key = |call: &mut Call| call.push("idempotency-key", key);
-    Call::v3_with(&harness.host(), &query, with_key, (KEY, SECRET))
+    order(&harness.host(), key, flow)
 }
 
 async fn send(harness: &Harness, call: &Call) -> Reply {
     call.send(harness.proxy).await
-}
-
-fn flow_id(reply: &Reply) -> String {
-    let body: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
-    body["Data"]["FlowId"].as_str().unwrap().to_owned()
-}
-
-fn state(reply: &Reply) -> &str {
-    reply.header("x-flowgate-idempotency").unwrap_or_default()
-}
-
-fn is(reply: &Reply, status: u16, state: &str) {
-    assert_eq!(reply.status, status, "{reply:?}");
-    assert_eq!(self::state(reply), state, "{reply:?}");
 }
 
 #[tokio::test]

@@ -1,34 +1,22 @@
 //! The journal of a real process: after a kill it names exactly the calls that may have been
 //! processed, with torn lines, a full disk or rotation.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use cams_sim::{Running, Settings, Sim};
+use cams_sim::{Running, Settings};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::{Harness, Metrics};
+use crate::keyed_calls::endpoint;
 use crate::process::Process;
 
 const ERRORS: &str = "flowgate_journal_errors_total";
-
-/// An endpoint without limits and with faults.
-async fn endpoint(faults: &[&str]) -> Running {
-    let faults = faults.iter().map(|fault| fault.parse().unwrap()).collect();
-    let settings = Settings {
-        limits: BTreeMap::new(),
-        faults,
-        ..Settings::default()
-    };
-    Sim::start(settings.with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap()
-}
 
 /// A journal in this folder, in a Flowgate without limits.
 fn configured(path: &Path, more: &str) -> String {

@@ -9,6 +9,7 @@ use cams_sim::{FlowSettings, NewFlow, Settings, Sim, Status};
 
 use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
 use crate::harness::{self, GAP, Harness};
+use crate::keyed_calls::{endpoint, flow_id, is};
 use crate::process::Process;
 
 const CATEGORIES: &str = "[\"SIGN_UP\"]";
@@ -33,6 +34,14 @@ async fn flowgate(flows: FlowSettings, faults: &[&str], journal: Option<&Path>) 
     Harness::configured(sim, &toml).await
 }
 
+/// Continues an account: its flow names are unique, and a process journals to `journal`.
+fn with_journal(journal: &Path) -> String {
+    format!(
+        "flow_names = \"unique\"\n[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n",
+        journal.display()
+    )
+}
+
 /// A CreateFlow of the flow `Welcome` with a key.
 fn welcome(host: &str) -> Call {
     order(host, "order-1", "Welcome")
@@ -49,16 +58,6 @@ fn order(host: &str, key: &str, flow: &str) -> Call {
 
 async fn send(harness: &Harness) -> Reply {
     welcome(&harness.host()).send(harness.proxy).await
-}
-
-#[track_caller]
-fn is(reply: &Reply, status: u16, state: &str) {
-    let seen = reply.header("x-flowgate-idempotency").unwrap_or_default();
-    assert_eq!((reply.status, seen), (status, state), "{reply:?}");
-}
-
-fn flow_id(reply: &Reply) -> String {
-    reply.json()["Data"]["FlowId"].as_str().unwrap().to_owned()
 }
 
 fn draft(name: &str) -> NewFlow {
@@ -191,24 +190,10 @@ async fn a_late_call_without_a_key_is_not_told_to_repeat() {
 
 #[tokio::test]
 async fn a_call_of_a_killed_process_is_looked_for_by_the_next_one() {
-    let settings = Settings {
-        faults: vec!["next=1,action=CreateFlow,slow=60s".parse().unwrap()],
-        ..Settings::default()
-    };
-    let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap();
+    let sim = endpoint(&["next=1,action=CreateFlow,slow=60s"]).await;
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("journal");
-    let toml = format!(
-        "[[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n\
-         flow_names = \"unique\"\n[journal]\npath = \"{}\"\n",
-        path.display()
-    );
-    let start = || async {
-        let folder = tempfile::tempdir().unwrap();
-        Process::configured(&sim, &toml, folder, &[]).await
-    };
+    let toml = with_journal(&folder.path().join("journal"));
+    let start = || Process::start(&sim, &toml);
     let process = start().await;
     let proxy = process.proxy;
     let call = welcome(&proxy.to_string());
@@ -230,19 +215,9 @@ async fn a_call_of_a_killed_process_is_looked_for_by_the_next_one() {
 
 #[tokio::test]
 async fn a_name_of_more_than_1024_bytes_is_not_looked_for_also_after_a_restart() {
-    let settings = Settings {
-        faults: vec!["always,action=CreateFlow,close-after".parse().unwrap()],
-        ..Settings::default()
-    };
-    let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap();
+    let sim = endpoint(&["always,action=CreateFlow,close-after"]).await;
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("journal");
-    let toml = format!(
-        "flow_names = \"unique\"\n[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n",
-        path.display()
-    );
+    let toml = with_journal(&folder.path().join("journal"));
     let long = [
         "a".repeat(1025),
         format!("b{}\u{1f600}", "a".repeat(1023)),

@@ -1,29 +1,22 @@
 //! Unknown outcomes in the hands of an operator: what the admin port, the journal and the log show
 //! of them, and how an operator ends one.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use cams_sim::{Running, Settings, Sim};
+use cams_sim::Running;
 use serde_json::{Value, json};
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::{self, Harness, Metrics};
+use crate::keyed_calls::{self, is};
 use crate::process::Process;
 use crate::redis::Redis;
 use crate::status::{ORDERS, TOKEN, post};
 
 /// An endpoint without limits and with this fault.
 async fn endpoint(fault: &str) -> Running {
-    let settings = Settings {
-        limits: BTreeMap::new(),
-        faults: vec![fault.parse().unwrap()],
-        ..Settings::default()
-    };
-    Sim::start(settings.with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap()
+    keyed_calls::endpoint(&[fault]).await
 }
 
 /// A Flowgate with this journal, whose operators may act.
@@ -72,12 +65,6 @@ async fn send(proxy: SocketAddr, name: &str) -> Reply {
     Call::v3_with(&proxy.to_string(), &query, with_key, (KEY, SECRET))
         .send(proxy)
         .await
-}
-
-#[track_caller]
-fn is(reply: &Reply, status: u16, state: &str) {
-    let seen = reply.header("x-flowgate-idempotency").unwrap_or_default();
-    assert_eq!((reply.status, seen), (status, state), "{reply:?}");
 }
 
 /// The unknown outcomes that the admin port lists.
