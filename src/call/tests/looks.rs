@@ -5,19 +5,16 @@ use std::collections::VecDeque;
 
 use hyper::Response;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::sessions::seconds;
 use super::*;
 use crate::acs::decode::Params;
-use crate::acs::encode;
-use crate::acs::v3::{self, Signable};
 use crate::call::looks;
 use crate::call::unknown;
 use crate::config::FlowNames;
 use crate::idempotency::record::{Created, Resolution, Search, UnknownOutcome};
 use crate::observe::metrics::Scrape;
-use crate::primitives::secret::Secret;
 
 /// What happens to a CreateFlow.
 #[derive(Clone, Copy)]
@@ -91,70 +88,23 @@ struct Reply {
 
 const SIGN_UP: &str = r#"["SIGN_UP"]"#;
 
-fn seconds(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
 fn minutes(minutes: u64) -> Duration {
     seconds(60 * minutes)
 }
 
-fn config(upstream: &str, settings: &[(&str, &str)]) -> crate::config::Config {
-    let env = [
-        ("FLOWGATE_UPSTREAM__URL", upstream),
-        ("FLOWGATE_ACCOUNTS__0__ID", "acme"),
-        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_ID", "LTAI-acme-1"),
-        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
-        ("FLOWGATE_ACCOUNTS__0__FLOW_NAMES", "unique"),
-        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_ID", "team-a"),
-        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
-        ("FLOWGATE_CLIENTS__0__ACCOUNT", "acme"),
-        ("FLOWGATE_CLIENTS__0__ACTIONS", "*"),
-        ("SECRET", "a-secret"),
-    ];
-    let env = env.iter().chain(settings);
-    let env = env.map(|(name, value)| ((*name).into(), (*value).into()));
-    crate::config::load(None, env).unwrap().config
-}
-
-/// A call of the client, signed by version 3.
+/// A call of the client, with or without an idempotency key.
 fn request(
     action: &str,
     key: Option<&str>,
     hold: &str,
     params: &[(&str, &str)],
 ) -> Box<Request<Full<Bytes>>> {
-    let hash = v3::hash(b"");
-    let date = time::format(SystemTime::now());
-    let nonce = format!("nonce-{}", fastrand::u128(..));
-    let headers = [
-        ("host", "127.0.0.1:8080"),
-        ("x-acs-action", action),
-        ("x-acs-content-sha256", &hash),
-        ("x-acs-date", &date),
-        ("x-acs-signature-nonce", &nonce),
-        ("x-acs-version", "2020-06-06"),
-    ];
-    let signable = Signable {
-        method: "GET",
-        query: params.to_vec(),
-        headers: headers
-            .iter()
-            .map(|(name, value)| (*name, value.as_bytes()))
-            .collect(),
-        body_hash: &hash,
-    };
-    let authorization = signable.authorization("team-a", &Secret::new("a-secret"));
-    let target = format!("/?{}", encode::pairs(params.iter().copied()));
-    let mut request = Request::get(target).header("x-flowgate-hold", hold);
-    for (name, value) in headers {
-        request = request.header(name, value);
-    }
+    let mut request = signed(action, hold, params);
     if let Some(key) = key {
-        request = request.header("idempotency-key", key);
+        let headers = request.headers_mut();
+        headers.insert("idempotency-key", key.parse().unwrap());
     }
-    let request = request.header("authorization", authorization);
-    Box::new(request.body(Full::default()).unwrap())
+    request
 }
 
 fn create(key: &str, hold: &str, space: &str) -> Box<Request<Full<Bytes>>> {
@@ -168,46 +118,8 @@ fn create(key: &str, hold: &str, space: &str) -> Box<Request<Full<Bytes>>> {
 
 // === impl Cams ===
 
-impl Cams {
-    fn new() -> Arc<Self> {
-        let showing = Showing {
-            lag: Duration::ZERO,
-            max_page: 100,
-            is_fuzzy: false,
-            refusal: None,
-        };
-        Arc::new(Self {
-            flows: Mutex::default(),
-            faults: Mutex::default(),
-            showing: Mutex::new(showing),
-            seen: Mutex::default(),
-        })
-    }
-
-    /// Serves one connection.
-    async fn serve(self: Arc<Self>, mut connection: TcpStream) {
-        let mut read = Vec::new();
-        loop {
-            while !read.ends_with(b"\r\n\r\n") {
-                if connection.read_buf(&mut read).await.unwrap_or(0) == 0 {
-                    return;
-                }
-            }
-            let answer = self.answer(std::str::from_utf8(&read).unwrap());
-            read.clear();
-            let Some((status, body)) = answer else {
-                return;
-            };
-            let length = body.len();
-            let answer = format!(
-                "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-            );
-            connection.write_all(answer.as_bytes()).await.unwrap();
-        }
-    }
-
-    /// `None` closes the connection.
-    fn answer(&self, head: &str) -> Option<(u16, String)> {
+impl Endpoint for Cams {
+    async fn answer(&self, head: &str) -> Option<(u16, String)> {
         let action = head
             .lines()
             .find_map(|line| line.strip_prefix("x-acs-action: "))
@@ -251,6 +163,23 @@ impl Cams {
             ("GetFlow", _) => Some((200, self.get(&params))),
             _ => unreachable!("{action}"),
         }
+    }
+}
+
+impl Cams {
+    fn new() -> Arc<Self> {
+        let showing = Showing {
+            lag: Duration::ZERO,
+            max_page: 100,
+            is_fuzzy: false,
+            refusal: None,
+        };
+        Arc::new(Self {
+            flows: Mutex::default(),
+            faults: Mutex::default(),
+            showing: Mutex::new(showing),
+            seen: Mutex::default(),
+        })
     }
 
     fn create(&self, params: &Params, late: Duration) -> String {
@@ -335,16 +264,11 @@ impl Cams {
 
 impl Gateway {
     async fn new(settings: &[(&str, &str)]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let cams = Cams::new();
-        let served = cams.clone();
-        tokio::spawn(async move {
-            while let Ok((connection, _)) = listener.accept().await {
-                tokio::spawn(served.clone().serve(connection));
-            }
-        });
-        let state = AppState::new(config(&url, settings)).unwrap();
+        let url = listen(cams.clone()).await;
+        let unique = ("FLOWGATE_ACCOUNTS__0__FLOW_NAMES", "unique");
+        let settings = [&[unique], settings].concat();
+        let state = AppState::new(config(&url, &settings)).unwrap();
         let services = state.calls().clone();
         let looks = tokio::spawn(looks::run(Arc::downgrade(&services)));
         Self {
@@ -381,19 +305,9 @@ impl Gateway {
         &self,
         request: Box<Request<Full<Bytes>>>,
     ) -> impl Future<Output = Reply> + Send + 'static {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let caller = TcpStream::connect(address).await.unwrap();
-        let socket = Socket::Tcp(listener.accept().await.unwrap().0);
-        let open = &self.services.metrics.connections.open;
-        let source = OpenConnection::new(ConnectionSource::Local, open);
-        let (socket_io, disconnect) = SocketIo::new(socket, source);
+        let connected = Connected::to(&self.services).await;
         let services = self.services.clone();
-        async move {
-            let reply = call(services, request, disconnect).await.unwrap();
-            drop((caller, socket_io));
-            Reply::read(reply).await
-        }
+        async move { Reply::read(connected.call(services, request).await).await }
     }
 
     async fn call(&self, request: Box<Request<Full<Bytes>>>) -> Reply {
