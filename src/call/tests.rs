@@ -1,4 +1,5 @@
-//! Panics and memory of a call as a whole.
+//! Panics and memory of a call as a whole, and what the tests of calls share: a CAMS on loopback, and
+//! the calls of a client.
 
 mod looks;
 pub(crate) mod sessions;
@@ -8,11 +9,15 @@ use std::task::{Context as Waking, Poll};
 
 use http_body_util::BodyExt;
 use hyper::body::Frame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::acs::time;
+use crate::acs::v3::{self, Signable};
+use crate::acs::{encode, time};
 use crate::app::state::AppState;
+use crate::config::Config;
+use crate::primitives::secret::Secret;
 use crate::server::bounds::CurrentBounds;
 use crate::server::per_address::{ConnectionSource, OpenConnection};
 use crate::server::received_body::ReceivedBody;
@@ -34,13 +39,137 @@ impl Body for PanickingBody {
     }
 }
 
+/// A simulated CAMS.
+trait Endpoint: Send + Sync + 'static {
+    /// Answers a request without a body with a status and JSON. `None` closes the connection.
+    fn answer(&self, head: &str) -> impl Future<Output = Option<(u16, String)>> + Send;
+}
+
+/// The open connection of one caller.
+struct Connected {
+    disconnect: Disconnect,
+    _caller: TcpStream,
+    socket_io: SocketIo,
+}
+
+/// Serves a simulated CAMS on a free port, and returns its URL.
+async fn listen(endpoint: Arc<impl Endpoint>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            tokio::spawn(serve(endpoint.clone(), connection));
+        }
+    });
+    url
+}
+
+async fn serve(endpoint: Arc<impl Endpoint>, mut connection: TcpStream) {
+    let mut read = Vec::new();
+    loop {
+        while !read.ends_with(b"\r\n\r\n") {
+            if connection.read_buf(&mut read).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        let answer = endpoint.answer(std::str::from_utf8(&read).unwrap()).await;
+        read.clear();
+        let Some((status, body)) = answer else {
+            return;
+        };
+        let length = body.len();
+        let answer = format!(
+            "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        connection.write_all(answer.as_bytes()).await.unwrap();
+    }
+}
+
+/// The account `acme` with a client.
+fn config(upstream: &str, settings: &[(&str, &str)]) -> Config {
+    let env = [
+        ("FLOWGATE_UPSTREAM__URL", upstream),
+        ("FLOWGATE_ACCOUNTS__0__ID", "acme"),
+        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_ID", "LTAI-acme-1"),
+        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
+        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_ID", "team-a"),
+        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
+        ("FLOWGATE_CLIENTS__0__ACCOUNT", "acme"),
+        ("FLOWGATE_CLIENTS__0__ACTIONS", "*"),
+        ("SECRET", "a-secret"),
+    ];
+    let env = env.iter().chain(settings);
+    let env = env.map(|(name, value)| ((*name).into(), (*value).into()));
+    crate::config::load(None, env).unwrap().config
+}
+
+/// A call of the client, signed by version 3.
+fn signed(action: &str, hold: &str, params: &[(&str, &str)]) -> Box<Request<Full<Bytes>>> {
+    let hash = v3::hash(b"");
+    let date = time::format(SystemTime::now());
+    let nonce = format!("nonce-{}", fastrand::u128(..));
+    let headers = [
+        ("host", "127.0.0.1:8080"),
+        ("x-acs-action", action),
+        ("x-acs-content-sha256", &hash),
+        ("x-acs-date", &date),
+        ("x-acs-signature-nonce", &nonce),
+        ("x-acs-version", "2020-06-06"),
+    ];
+    let signable = Signable {
+        method: "GET",
+        query: params.to_vec(),
+        headers: headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_bytes()))
+            .collect(),
+        body_hash: &hash,
+    };
+    let authorization = signable.authorization("team-a", &Secret::new("a-secret"));
+    let target = format!("/?{}", encode::pairs(params.iter().copied()));
+    let mut request = Request::get(target).header("x-flowgate-hold", hold);
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    let request = request.header("authorization", authorization);
+    Box::new(request.body(Full::default()).unwrap())
+}
+
+// === impl Connected ===
+
+impl Connected {
+    async fn to(services: &CallServices) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let caller = TcpStream::connect(address).await.unwrap();
+        let socket = Socket::Tcp(listener.accept().await.unwrap().0);
+        let open = &services.metrics.connections.open;
+        let source = OpenConnection::new(ConnectionSource::Local, open);
+        let (socket_io, disconnect) = SocketIo::new(socket, source);
+        Self {
+            disconnect,
+            _caller: caller,
+            socket_io,
+        }
+    }
+
+    /// Makes a call over the connection, which stays open until the answer.
+    async fn call(
+        self,
+        services: Arc<CallServices>,
+        request: Box<Request<Full<Bytes>>>,
+    ) -> Response<Full<Bytes>> {
+        call(services, request, self.disconnect.clone())
+            .await
+            .unwrap()
+    }
+}
+
 /// A Flowgate with an open connection of a caller.
 struct Harness {
     services: Arc<CallServices>,
     bounds: CurrentBounds,
-    _caller: TcpStream,
-    socket_io: SocketIo,
-    disconnect: Disconnect,
+    connected: Connected,
 }
 
 impl Harness {
@@ -49,21 +178,10 @@ impl Harness {
             crate::config::load(None, [("FLOWGATE_LIMITS__PRESET".into(), "none".into())]).unwrap();
         let state = AppState::new(loaded.config).unwrap();
         let services = state.calls().clone();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let caller = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let socket = Socket::Tcp(listener.accept().await.unwrap().0);
-        let (socket_io, disconnect) = SocketIo::new(
-            socket,
-            OpenConnection::new(ConnectionSource::Local, &services.metrics.connections.open),
-        );
         Self {
+            connected: Connected::to(&services).await,
             services,
             bounds: state.bounds(),
-            _caller: caller,
-            socket_io,
-            disconnect,
         }
     }
 }
@@ -73,9 +191,7 @@ async fn a_panic_ends_only_its_own_call() {
     let Harness {
         services,
         bounds: _,
-        disconnect,
-        socket_io: _wire,
-        _caller,
+        connected,
     } = Harness::new().await;
     let timestamp = time::format(SystemTime::now()).replace(':', "%3A");
     let target = format!(
@@ -88,9 +204,8 @@ async fn a_panic_ends_only_its_own_call() {
         .header("content-length", "1")
         .body(PanickingBody)
         .unwrap();
-    let reply = call(services.clone(), Box::new(request), disconnect)
-        .await
-        .unwrap();
+    let disconnect = connected.disconnect.clone();
+    let reply = call(services, Box::new(request), disconnect).await.unwrap();
     let status = reply.status();
     let body = reply.into_body().collect().await.unwrap().to_bytes();
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -129,10 +244,13 @@ async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
     let Harness {
         services,
         bounds,
-        disconnect,
-        socket_io,
-        _caller,
+        connected,
     } = Harness::new().await;
+    let Connected {
+        disconnect,
+        _caller,
+        socket_io,
+    } = connected;
     let call = call(
         services.clone(),
         Box::new(Request::new(Full::<Bytes>::default())),

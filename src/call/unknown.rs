@@ -19,13 +19,20 @@ pub(crate) async fn resolve(
     resolution: Resolution,
 ) -> Option<Arc<UnknownOutcome>> {
     // A repetition that is sent at once must find the key free in the store, too.
-    let Some(SharedState::Done(created)) = share(services, name, &resolution).await else {
-        return resolve_here(services, name, resolution);
-    };
-    // Another replica was first, and its word holds.
-    let is_the_same = resolution.is_created();
-    let outcome = resolve_here(services, name, Resolution::Created(created));
-    outcome.filter(|_| is_the_same)
+    match share(services, name, &resolution).await {
+        // Another replica was first, and its word holds.
+        Some(SharedState::Done(created)) => {
+            let is_the_same = resolution.flow_id() == Some(&created.flow_id);
+            let outcome = resolve_here(services, name, Resolution::Created(created));
+            outcome.filter(|_| is_the_same)
+        }
+        // Another replica was first: nothing was created, and the key's next call is under way there.
+        Some(SharedState::Claimed | SharedState::Open) if resolution.flow_id().is_some() => {
+            resolve_here(services, name, Resolution::Absent);
+            None
+        }
+        _ => resolve_here(services, name, resolution),
+    }
 }
 
 /// Like [`resolve`], of an outcome whose end is in the store already.

@@ -159,9 +159,12 @@ pub(crate) struct Waiter {
 // === impl Resolution ===
 
 impl Resolution {
-    /// Whether CAMS has created the flow.
-    pub(crate) fn is_created(&self) -> bool {
-        matches!(self, Self::Created(_) | Self::SettledCreated(_))
+    /// The flow that CAMS has created, if it has.
+    pub(crate) fn flow_id(&self) -> Option<&str> {
+        match self {
+            Self::Created(created) | Self::SettledCreated(created) => Some(&created.flow_id),
+            Self::Absent | Self::Ambiguous(_) | Self::SettledNotCreated => None,
+        }
     }
 }
 

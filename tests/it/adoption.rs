@@ -6,6 +6,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::{GAP, Harness};
+use crate::keyed_calls::flow_id;
 
 const CATEGORIES: &str = "[\"SIGN_UP\"]";
 const IN_FLIGHT: &str = "flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}";
@@ -35,11 +36,6 @@ fn create(harness: &Harness, flow: &str, key: Option<&str>) -> Call {
 
 async fn send(harness: &Harness, flow: &str, key: Option<&str>) -> Reply {
     create(harness, flow, key).send(harness.proxy).await
-}
-
-fn flow_id(reply: &Reply) -> String {
-    let body: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
-    body["Data"]["FlowId"].as_str().unwrap().to_owned()
 }
 
 fn state(reply: &Reply) -> &str {

@@ -5,6 +5,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::Harness;
+use crate::keyed_calls::{flow_id, is, order, state};
 
 const CATEGORIES: &str = "[\"SIGN_UP\"]";
 
@@ -14,27 +15,11 @@ const TEAM: &str = "\n[[clients]]\naccess_key_id = \"team-a\"\n\
 
 /// A CreateFlow of signature version 3 with this key.
 fn keyed(harness: &Harness, key: &str, flow: &str) -> Call {
-    let query = [("Categories", CATEGORIES), ("FlowName", flow)];
-    let with_key = |call: &mut Call| call.push("idempotency-key", key);
-    Call::v3_with(&harness.host(), &query, with_key, (KEY, SECRET))
+    order(&harness.host(), key, flow)
 }
 
 async fn send(harness: &Harness, call: &Call) -> Reply {
     call.send(harness.proxy).await
-}
-
-fn flow_id(reply: &Reply) -> String {
-    let body: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
-    body["Data"]["FlowId"].as_str().unwrap().to_owned()
-}
-
-fn state(reply: &Reply) -> &str {
-    reply.header("x-flowgate-idempotency").unwrap_or_default()
-}
-
-fn is(reply: &Reply, status: u16, state: &str) {
-    assert_eq!(reply.status, status, "{reply:?}");
-    assert_eq!(self::state(reply), state, "{reply:?}");
 }
 
 #[tokio::test]
@@ -204,9 +189,39 @@ async fn a_call_continues_without_its_caller_and_the_repetition_gets_its_answer(
     let early = send(&harness, &early).await;
     is(&early, 409, "pending");
     assert!(early.header("retry-after").is_some(), "{early:?}");
+    let repeat = "Repeat the call unchanged: it is not sent again";
+    assert!(early.body.contains(repeat), "{early:?}");
     let second = send(&harness, &keyed(&harness, "order-1", "Welcome")).await;
     is(&second, 200, "attached");
     assert_eq!(harness.sim.arrivals().len(), 1);
+}
+
+#[tokio::test]
+async fn a_repetition_of_a_queued_call_is_told_to_repeat_with_the_same_key() {
+    let harness = Harness::new("[limits]\nCreateFlow = \"1/60s\"\n").await;
+    let held = |hold: &str| {
+        let with_key = |call: &mut Call| {
+            call.push("idempotency-key", "order-1");
+            call.push("x-flowgate-hold", hold);
+        };
+        let query = [("Categories", CATEGORIES), ("FlowName", "Welcome")];
+        Call::v3_with(&harness.host(), &query, with_key, (KEY, SECRET))
+    };
+    // The first token comes a minute after the start.
+    let queued = held("120s");
+    let proxy = harness.proxy;
+    let queued = tokio::spawn(async move { queued.send(proxy).await });
+    while harness.lane().await["queued"] != 1 {
+        tokio::task::yield_now().await;
+    }
+    let early = send(&harness, &held("200ms")).await;
+    is(&early, 400, "pending");
+    assert_eq!(early.code(), "System.LimitControl");
+    assert!(early.header("retry-after").is_some(), "{early:?}");
+    let repeat = "Repeat the call with the same key.";
+    assert!(early.body.contains(repeat), "{early:?}");
+    queued.abort();
+    assert_eq!(harness.sim.arrivals().len(), 0);
 }
 
 #[tokio::test]

@@ -4,26 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use cams_sim::{Running, Settings, Sim, Verdict};
+use cams_sim::Running;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
+use crate::caller::{Call, Reply, try_exchange};
 use crate::harness::Metrics;
+use crate::keyed_calls::{created, created_twice, endpoint, flow_id, learn, order, state};
 use crate::process::Process;
 use crate::redis::Redis;
-
-/// An endpoint without limits and with faults.
-pub(crate) async fn endpoint(faults: &[&str]) -> Running {
-    let settings = Settings {
-        limits: BTreeMap::new(),
-        faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(),
-        ..Settings::default()
-    };
-    Sim::start(settings.with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap()
-}
 
 /// A replica without limits.
 async fn replica(sim: &Running, redis: &Redis, more: &str) -> Process {
@@ -58,42 +47,12 @@ pub(crate) async fn until_served(replica: &Process, name: &str, expected: &str) 
 
 /// A CreateFlow whose key is the name of its flow.
 fn keyed(host: &str, name: &str) -> Call {
-    other_order(host, name, name)
-}
-
-fn other_order(host: &str, key: &str, flow: &str) -> Call {
-    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow)];
-    let with_key = |call: &mut Call| call.push("idempotency-key", key);
-    Call::v3_with(host, &query, with_key, (KEY, SECRET))
+    order(host, name, name)
 }
 
 async fn send(replica: &Process, name: &str) -> Reply {
     let call = keyed(&replica.proxy.to_string(), name);
     call.send(replica.proxy).await
-}
-
-pub(crate) fn state(reply: &Reply) -> &str {
-    reply.header("x-flowgate-idempotency").unwrap_or_default()
-}
-
-pub(crate) fn flow_id(reply: &Reply) -> String {
-    reply.json()["Data"]["FlowId"].as_str().unwrap().to_owned()
-}
-
-/// The number of flows that the endpoint has created, by name.
-fn created(sim: &Running) -> BTreeMap<String, usize> {
-    let mut flows = BTreeMap::new();
-    for arrival in sim.arrivals() {
-        if arrival.verdict == Verdict::Accepted {
-            *flows.entry(arrival.flow_name.unwrap()).or_default() += 1;
-        }
-    }
-    flows
-}
-
-fn created_twice(sim: &Running) -> Vec<(String, usize)> {
-    let flows = created(sim).into_iter();
-    flows.filter(|(_, count)| *count > 1).collect()
 }
 
 #[tokio::test]
@@ -117,7 +76,7 @@ async fn a_hundred_calls_of_one_key_over_two_replicas_are_one_attempt() {
         let again = send(replica, "welcome").await;
         assert_eq!(state(&again), "replayed", "{again:?}");
         let host = replica.proxy.to_string();
-        let other = other_order(&host, "welcome", "other");
+        let other = order(&host, "welcome", "other");
         let other = other.send(replica.proxy).await;
         assert_eq!(
             (other.status, state(&other)),
@@ -163,14 +122,6 @@ fn work(replicas: &[&Process]) -> JoinSet<Vec<(String, String)>> {
         });
     }
     workers
-}
-
-/// Adds what callers have learned. Panics if they have learned two flows of one key.
-async fn learn(answered: &mut BTreeMap<String, String>, workers: JoinSet<Vec<(String, String)>>) {
-    for (name, id) in workers.join_all().await.into_iter().flatten() {
-        let known = answered.entry(name.clone()).or_insert_with(|| id.clone());
-        assert_eq!(*known, id, "{name} has two flows");
-    }
 }
 
 #[tokio::test]

@@ -3,24 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use cams_sim::{Running, Settings, Sim, Verdict};
+use cams_sim::Running;
 use tokio::task::JoinSet;
 
-use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
+use crate::caller::{Call, Reply, try_exchange};
 use crate::harness::Metrics;
+use crate::keyed_calls::{created, created_twice, endpoint, flow_id, learn, order, state};
 use crate::process::Process;
-
-/// An endpoint without limits and with faults.
-async fn endpoint(faults: &[&str]) -> Running {
-    let settings = Settings {
-        limits: BTreeMap::new(),
-        faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(),
-        ..Settings::default()
-    };
-    Sim::start(settings.with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap()
-}
 
 /// A Flowgate with this journal and without limits.
 async fn start(sim: &Running, journal: &Path) -> Process {
@@ -35,29 +24,9 @@ async fn start_with(sim: &Running, journal: &Path, more: &str) -> Process {
     Process::start(sim, &toml).await
 }
 
-fn keyed(process: &Process, key: &str, flow: &str) -> Call {
-    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow)];
-    let with_key = |call: &mut Call| call.push("idempotency-key", key);
-    Call::v3_with(&process.proxy.to_string(), &query, with_key, (KEY, SECRET))
-}
-
 async fn send(process: &Process, key: &str, flow: &str) -> Reply {
-    keyed(process, key, flow).send(process.proxy).await
-}
-
-fn state(reply: &Reply) -> &str {
-    reply.header("x-flowgate-idempotency").unwrap_or_default()
-}
-
-/// The number of flows that the endpoint has created, by name.
-fn created(sim: &Running) -> BTreeMap<String, usize> {
-    let mut flows = BTreeMap::new();
-    for arrival in sim.arrivals() {
-        if arrival.verdict == Verdict::Accepted {
-            *flows.entry(arrival.flow_name.unwrap()).or_default() += 1;
-        }
-    }
-    flows
+    let call = order(&process.proxy.to_string(), key, flow);
+    call.send(process.proxy).await
 }
 
 #[tokio::test]
@@ -74,8 +43,8 @@ async fn a_later_process_knows_the_keys_of_a_killed_one() {
     assert_eq!((done.status, state(&done)), (200, "first"), "{done:?}");
     let refused = send(&process, "refused", "forbidden").await;
     assert_eq!(refused.code(), "Ram.PermissionDeny");
-    let slow = keyed(&process, "slow", "slow");
     let proxy = process.proxy;
+    let slow = order(&proxy.to_string(), "slow", "slow");
     let slow = tokio::spawn(async move { try_exchange(proxy, &slow.bytes()).await });
     while sim.report().arrived < 3 {
         tokio::task::yield_now().await;
@@ -112,7 +81,7 @@ async fn a_process_that_starts_before_another_has_ended_warns_and_then_knows_its
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
     let earlier = start(&sim, &path).await;
-    let slow = keyed(&earlier, "slow", "slow");
+    let slow = order(&earlier.proxy.to_string(), "slow", "slow");
     let proxy = earlier.proxy;
     let slow = tokio::spawn(async move { slow.send(proxy).await });
     while sim.report().arrived < 1 {
@@ -175,15 +144,12 @@ async fn no_key_is_executed_twice_over_kills_at_random_times() {
                 // Every key is used in every round; until the process has ended.
                 for number in (0..).map(|number| number % 40) {
                     let name = format!("flow-{worker}-{number}");
-                    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", name.as_str())];
-                    let with_key = |call: &mut Call| call.push("idempotency-key", &name);
-                    let call = Call::v3_with(&host, &query, with_key, (KEY, SECRET));
+                    let call = order(&host, &name, &name);
                     let Some(reply) = try_exchange(proxy, &call.bytes()).await else {
                         return answers;
                     };
                     if reply.status == 200 {
-                        let id = reply.json()["Data"]["FlowId"].as_str().unwrap().to_owned();
-                        answers.push((name, id));
+                        answers.push((name, flow_id(&reply)));
                     } else {
                         assert_eq!(reply.code(), "Flowgate.OutcomeUnknown", "{reply:?}");
                     }
@@ -196,16 +162,9 @@ async fn no_key_is_executed_twice_over_kills_at_random_times() {
             tokio::task::yield_now().await;
         }
         process.kill().await;
-        for (name, id) in workers.join_all().await.into_iter().flatten() {
-            let known = answered.entry(name.clone()).or_insert_with(|| id.clone());
-            assert_eq!(*known, id, "{name} has two flows");
-        }
+        learn(&mut answered, workers).await;
     }
-    let twice: Vec<_> = created(&sim)
-        .into_iter()
-        .filter(|(_, count)| *count > 1)
-        .collect();
-    assert!(twice.is_empty(), "{twice:?}");
+    assert_eq!(created_twice(&sim), []);
     assert!(answered.len() > 50, "{}", answered.len());
 }
 

@@ -1,34 +1,22 @@
 //! The journal of a real process: after a kill it names exactly the calls that may have been
 //! processed, with torn lines, a full disk or rotation.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use cams_sim::{Running, Settings, Sim};
+use cams_sim::{Running, Settings};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::{Harness, Metrics};
+use crate::keyed_calls::endpoint;
 use crate::process::Process;
 
 const ERRORS: &str = "flowgate_journal_errors_total";
-
-/// An endpoint without limits and with faults.
-async fn endpoint(faults: &[&str]) -> Running {
-    let faults = faults.iter().map(|fault| fault.parse().unwrap()).collect();
-    let settings = Settings {
-        limits: BTreeMap::new(),
-        faults,
-        ..Settings::default()
-    };
-    Sim::start(settings.with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap()
-}
 
 /// A journal in this folder, in a Flowgate without limits.
 fn configured(path: &Path, more: &str) -> String {
@@ -398,4 +386,30 @@ fn a_missing_journal_is_reported() {
         text,
         "flowgate: no/such: No such file or directory (os error 2)\n"
     );
+}
+
+#[test]
+fn a_file_that_is_no_journal_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flowgate.toml");
+    for text in [
+        "no journal\n",
+        "\n\n[[accounts]]\n\nid = \"acme\"\n",
+        "{}\n",
+    ] {
+        std::fs::write(&path, text).unwrap();
+        for flags in [&["--unknown"][..], &[], &["--json", "--unknown"]] {
+            let output = journal(&path, flags);
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(64), "{text:?}: {error}");
+            assert!(
+                error.contains("flowgate.toml: it has no line of a journal"),
+                "{error}"
+            );
+            assert!(output.stdout.is_empty(), "{text:?}");
+        }
+    }
+    // Before its first attempt a journal is empty.
+    std::fs::write(&path, "").unwrap();
+    assert_eq!(journal(&path, &["--unknown"]).status.code(), Some(0));
 }

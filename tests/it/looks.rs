@@ -1,14 +1,15 @@
 //! Looks: a CreateFlow whose answer is lost is found by its name, for accounts whose flow names are
 //! unique. Absence, which takes half an hour, is tested in simulated time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
 use cams_sim::{FlowSettings, NewFlow, Settings, Sim, Status};
 
 use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
-use crate::harness::{GAP, Harness};
+use crate::harness::{self, GAP, Harness};
+use crate::keyed_calls::{endpoint, flow_id, is};
 use crate::process::Process;
 
 const CATEGORIES: &str = "[\"SIGN_UP\"]";
@@ -33,11 +34,23 @@ async fn flowgate(flows: FlowSettings, faults: &[&str], journal: Option<&Path>) 
     Harness::configured(sim, &toml).await
 }
 
+/// Continues an account: its flow names are unique, and a process journals to `journal`.
+fn with_journal(journal: &Path) -> String {
+    format!(
+        "flow_names = \"unique\"\n[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n",
+        journal.display()
+    )
+}
+
 /// A CreateFlow of the flow `Welcome` with a key.
 fn welcome(host: &str) -> Call {
-    let query = [("Categories", CATEGORIES), ("FlowName", "Welcome")];
+    order(host, "order-1", "Welcome")
+}
+
+fn order(host: &str, key: &str, flow: &str) -> Call {
+    let query = [("Categories", CATEGORIES), ("FlowName", flow)];
     let with_key = |call: &mut Call| {
-        call.push("idempotency-key", "order-1");
+        call.push("idempotency-key", key);
         call.push("x-flowgate-hold", "30s");
     };
     Call::v3_with(host, &query, with_key, (KEY, SECRET))
@@ -45,16 +58,6 @@ fn welcome(host: &str) -> Call {
 
 async fn send(harness: &Harness) -> Reply {
     welcome(&harness.host()).send(harness.proxy).await
-}
-
-#[track_caller]
-fn is(reply: &Reply, status: u16, state: &str) {
-    let seen = reply.header("x-flowgate-idempotency").unwrap_or_default();
-    assert_eq!((reply.status, seen), (status, state), "{reply:?}");
-}
-
-fn flow_id(reply: &Reply) -> String {
-    reply.json()["Data"]["FlowId"].as_str().unwrap().to_owned()
 }
 
 fn draft(name: &str) -> NewFlow {
@@ -169,25 +172,28 @@ async fn what_is_not_certainly_the_flow_is_never_handed_out() {
 }
 
 #[tokio::test]
-async fn a_call_of_a_killed_process_is_looked_for_by_the_next_one() {
-    let settings = Settings {
-        faults: vec!["next=1,action=CreateFlow,slow=60s".parse().unwrap()],
-        ..Settings::default()
-    };
-    let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("journal");
-    let toml = format!(
-        "[[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n\
-         flow_names = \"unique\"\n[journal]\npath = \"{}\"\n",
-        path.display()
+async fn a_late_call_without_a_key_is_not_told_to_repeat() {
+    let faults = ["next=1,action=CreateFlow,slow=10s"];
+    let harness = flowgate(FlowSettings::default(), &faults, None).await;
+    let query = [("Categories", CATEGORIES), ("FlowName", "Welcome")];
+    let with_hold = |call: &mut Call| call.push("x-flowgate-hold", "2s");
+    let call = Call::v3_with(&harness.host(), &query, with_hold, (KEY, SECRET));
+    let late = call.send(harness.proxy).await;
+    is(&late, 409, "");
+    assert_eq!(late.header("retry-after"), None, "{late:?}");
+    let why = "CAMS has not answered within the hold";
+    assert!(
+        late.body.contains(why) && !late.body.contains("Repeat the call"),
+        "{late:?}"
     );
-    let start = || async {
-        let folder = tempfile::tempdir().unwrap();
-        Process::configured(&sim, &toml, folder, &[]).await
-    };
+}
+
+#[tokio::test]
+async fn a_call_of_a_killed_process_is_looked_for_by_the_next_one() {
+    let sim = endpoint(&["next=1,action=CreateFlow,slow=60s"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let toml = with_journal(&folder.path().join("journal"));
+    let start = || Process::start(&sim, &toml);
     let process = start().await;
     let proxy = process.proxy;
     let call = welcome(&proxy.to_string());
@@ -205,4 +211,41 @@ async fn a_call_of_a_killed_process_is_looked_for_by_the_next_one() {
     assert_eq!(flow_id(&reply), sim.flows()[0].id);
     assert_eq!(sim.flows().len(), 1);
     process.kill().await;
+}
+
+#[tokio::test]
+async fn a_name_of_more_than_1024_bytes_is_not_looked_for_also_after_a_restart() {
+    let sim = endpoint(&["always,action=CreateFlow,close-after"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let toml = with_journal(&folder.path().join("journal"));
+    let long = [
+        "a".repeat(1025),
+        format!("b{}\u{1f600}", "a".repeat(1023)),
+        format!("c{}\u{1f600}", "a".repeat(1024)),
+    ];
+    // Each process also looks for a flow of its own, the last one.
+    for last in ["first", "second"] {
+        let process = Process::start(&sim, &toml).await;
+        for name in &long {
+            let call = order(&process.proxy.to_string(), &name[..100], name);
+            let reply = call.send(process.proxy).await;
+            is(&reply, 409, "unknown");
+            assert_eq!(reply.header("retry-after"), None);
+        }
+        let call = order(&process.proxy.to_string(), last, last);
+        is(&call.send(process.proxy).await, 200, "resolved");
+        let unknown = harness::get(process.admin, "/unknown").await.json();
+        let states = unknown["unknown"].as_array().unwrap();
+        assert_eq!(states.len(), long.len());
+        assert!(states.iter().all(|one| one["state"] == "by_hand"));
+        process.kill().await;
+    }
+    let names = |action: &str| -> Vec<String> {
+        let all = sim.arrivals().into_iter();
+        let of_action = all.filter(|arrival| arrival.action.as_deref() == Some(action));
+        of_action.map(|one| one.flow_name.unwrap()).collect()
+    };
+    assert_eq!(names("CreateFlow").len(), long.len() + 2);
+    let sought: BTreeSet<_> = names("ListFlow").into_iter().collect();
+    assert_eq!(sought, ["first".into(), "second".into()].into());
 }

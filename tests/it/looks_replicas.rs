@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness;
-use crate::idempotency_replicas::{endpoint, flow_id, state, until_served};
+use crate::idempotency_replicas::until_served;
+use crate::keyed_calls::{endpoint, flow_id, state};
 use crate::process::{ACME, Process};
 use crate::redis::Redis;
 use crate::unknown::{created, request_id, settle};

@@ -10,6 +10,7 @@ mod call_results;
 mod caller;
 mod connect_proxy;
 mod harness;
+mod keyed_calls;
 mod ledger;
 mod process;
 mod redis;

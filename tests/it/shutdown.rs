@@ -8,12 +8,16 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::process::{Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, Reply, SECRET, read_reply};
 use crate::harness::{Harness, Metrics, get};
 use crate::process::Process;
+use crate::redis::Redis;
+
+/// The bytes that waiting calls hold.
+const HELD: &str = "flowgate_queued_bytes";
 
 async fn together(harness: &Harness, count: usize) -> JoinSet<Reply> {
     let mut calls = JoinSet::new();
@@ -88,6 +92,59 @@ async fn calls_in_flight_at_the_end_of_the_grace_get_outcome_unknown() {
         (409, "Flowgate.OutcomeUnknown")
     );
     assert_eq!(reply.header("x-acs-retry-after"), None);
+}
+
+/// A CreateFlow of one name, with or without an idempotency key.
+fn order(process: &Process, key: Option<&str>) -> JoinHandle<Reply> {
+    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "slow")];
+    let with_key = |call: &mut Call| {
+        if let Some(key) = key {
+            call.push("idempotency-key", key);
+        }
+    };
+    let proxy = process.proxy;
+    let call = Call::v3_with(&proxy.to_string(), &query, with_key, (KEY, SECRET));
+    tokio::spawn(async move { call.send(proxy).await })
+}
+
+#[tokio::test]
+async fn callers_are_told_to_repeat_only_if_their_key_is_known_after_the_drain() {
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("journal");
+    let journal = format!("[journal]\npath = \"{}\"\n", journal.display());
+    let store = format!("[quota]\nstore = \"{}\"\n", redis.url());
+    for (keeper, is_kept) in [(journal, true), (store, true), (String::new(), false)] {
+        let settings = Settings {
+            latency: Duration::from_secs(60),
+            ..Settings::default()
+        };
+        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
+            .await
+            .unwrap();
+        let toml = format!("flow_names = \"unique\"\n[drain]\ngrace = \"500ms\"\n{keeper}");
+        let process = Process::start(&sim, &toml).await;
+        let first = order(&process, Some("order-1"));
+        let unkeyed = order(&process, None);
+        while sim.report().arrived < 2 {
+            tokio::task::yield_now().await;
+        }
+        let held = Metrics::of(process.admin).await.get(HELD);
+        let repetition = order(&process, Some("order-1"));
+        Metrics::until(process.admin, HELD, |bytes| bytes > held).await;
+        assert!(process.terminate().await.success());
+        let state = if is_kept { Some("pending") } else { None };
+        for (reply, state) in [(first, state), (repetition, state), (unkeyed, None)] {
+            let reply = reply.await.unwrap();
+            let seen = reply.header("x-flowgate-idempotency");
+            assert_eq!((reply.status, seen), (409, state), "{keeper} {reply:?}");
+            assert_eq!(reply.code(), "Flowgate.OutcomeUnknown");
+            let is_told = reply.header("retry-after").is_some();
+            assert_eq!(is_told, state.is_some(), "{keeper} {reply:?}");
+            assert_eq!(is_told, reply.body.contains("Repeat the call unchanged"));
+        }
+        assert_eq!(sim.report().arrived, 2);
+    }
 }
 
 #[tokio::test]

@@ -1,41 +1,57 @@
 //! Unknown outcomes in the hands of an operator: what the admin port, the journal and the log show
 //! of them, and how an operator ends one.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use cams_sim::{Running, Settings, Sim};
+use cams_sim::Running;
 use serde_json::{Value, json};
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::{self, Harness, Metrics};
+use crate::keyed_calls::{self, is};
 use crate::process::Process;
+use crate::redis::Redis;
 use crate::status::{ORDERS, TOKEN, post};
 
 /// An endpoint without limits and with this fault.
 async fn endpoint(fault: &str) -> Running {
-    let settings = Settings {
-        limits: BTreeMap::new(),
-        faults: vec![fault.parse().unwrap()],
-        ..Settings::default()
-    };
-    Sim::start(settings.with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap()
+    keyed_calls::endpoint(&[fault]).await
 }
 
 /// A Flowgate with this journal, whose operators may act.
 async fn start(sim: &Running, journal: &Path) -> Process {
-    let toml = format!(
-        "[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n",
-        journal.display()
-    );
+    start_with(
+        sim,
+        &format!("[journal]\npath = \"{}\"\n", journal.display()),
+    )
+    .await
+}
+
+/// A Flowgate without limits whose operators may act.
+async fn start_with(sim: &Running, more: &str) -> Process {
+    let toml = format!("{more}[limits]\npreset = \"none\"\n");
     let env = [
         ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TEAM"),
         ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true"),
     ];
     Process::with_env(sim, &toml, &env).await
+}
+
+async fn replicas(sim: &Running, redis: &Redis) -> [Process; 2] {
+    let store = format!("[quota]\nstore = \"{}\"\n", redis.url());
+    [start_with(sim, &store).await, start_with(sim, &store).await]
+}
+
+/// Loses the answer to a call at one of these replicas. Returns its request id at each.
+async fn lose([a, b]: [&Process; 2], name: &str) -> [String; 2] {
+    for replica in [a, b] {
+        is(&send(replica.proxy, name).await, 409, "unknown");
+    }
+    [
+        request_id(a.admin, name).await,
+        request_id(b.admin, name).await,
+    ]
 }
 
 /// Sends a CreateFlow of this name, which is also its key.
@@ -49,12 +65,6 @@ async fn send(proxy: SocketAddr, name: &str) -> Reply {
     Call::v3_with(&proxy.to_string(), &query, with_key, (KEY, SECRET))
         .send(proxy)
         .await
-}
-
-#[track_caller]
-fn is(reply: &Reply, status: u16, state: &str) {
-    let seen = reply.header("x-flowgate-idempotency").unwrap_or_default();
-    assert_eq!((reply.status, seen), (status, state), "{reply:?}");
 }
 
 /// The unknown outcomes that the admin port lists.
@@ -162,6 +172,7 @@ async fn an_operators_word_ends_an_unknown_outcome_also_over_a_restart() {
     let replayed = send(process.proxy, "made").await;
     is(&replayed, 200, "replayed");
     assert_eq!(replayed.json()["Data"]["FlowId"], "77");
+    assert_eq!(replayed.json()["RequestId"], made);
     assert_eq!(
         settle(process.admin, &created(&made, "78")).await.status,
         404
@@ -214,8 +225,62 @@ async fn an_operators_word_ends_an_unknown_outcome_also_over_a_restart() {
     let replayed = send(process.proxy, "made").await;
     is(&replayed, 200, "replayed");
     assert_eq!(replayed.json()["Data"]["FlowId"], "77");
+    assert_eq!(replayed.json()["RequestId"], made);
     is(&send(process.proxy, "unmade").await, 200, "first");
     assert_eq!(sim.report().arrived, 3);
+}
+
+#[tokio::test]
+async fn the_first_word_of_two_operators_holds_at_both_replicas() {
+    let sim = endpoint("always,close-after").await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    let another: fn(&str) -> String = |id| created(id, "2");
+    for (name, flow_id, second_word, status) in [
+        ("created-twice", "1", another, 404),
+        ("created-once", "3", not_created, 404),
+        ("created", "4", |id| created(id, "4"), 200),
+    ] {
+        let [at_a, at_b] = lose([&a, &b], name).await;
+        assert_ne!(at_a, at_b);
+        let first = settle(a.admin, &created(&at_a, flow_id)).await;
+        assert_eq!(first.status, 200, "{first:?}");
+        let second = settle(b.admin, &second_word(&at_b)).await;
+        assert_eq!(second.status, status, "{name}: {second:?}");
+        for replica in [&a, &b] {
+            let replayed = send(replica.proxy, name).await;
+            is(&replayed, 200, "replayed");
+            let body = replayed.json();
+            assert_eq!(body["Data"]["FlowId"], flow_id, "{name}");
+            assert_eq!(body["RequestId"], at_a, "{name}");
+            assert!(listed(replica.admin).await.is_empty());
+        }
+    }
+    assert_eq!(sim.report().arrived, 3);
+}
+
+#[tokio::test]
+async fn a_word_of_created_does_not_hold_while_another_replica_repeats_the_call() {
+    let sim = endpoint("next=1,close-after").await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    let [at_a, at_b] = lose([&a, &b], "lost").await;
+    let first = settle(a.admin, &not_created(&at_a)).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    sim.set_faults(vec!["next=1,slow=5s".parse().unwrap()]);
+    let proxy = a.proxy;
+    let again = tokio::spawn(async move { send(proxy, "lost").await });
+    while sim.report().arrived < 2 {
+        tokio::task::yield_now().await;
+    }
+    let second = settle(b.admin, &created(&at_b, "2")).await;
+    assert_eq!(second.status, 404, "{second:?}");
+    let at_b = send(b.proxy, "lost").await;
+    let at_a = again.await.unwrap();
+    is(&at_a, 200, "first");
+    is(&at_b, 200, "replayed");
+    assert_eq!(at_a.json()["Data"]["FlowId"], at_b.json()["Data"]["FlowId"]);
+    assert_eq!(sim.report().arrived, 2);
 }
 
 #[tokio::test]

@@ -5,18 +5,16 @@ use std::collections::VecDeque;
 
 use hyper::Response;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::sessions::seconds;
 use super::*;
 use crate::acs::decode::Params;
-use crate::acs::encode;
-use crate::acs::v3::{self, Signable};
 use crate::call::looks;
 use crate::call::unknown;
+use crate::config::FlowNames;
 use crate::idempotency::record::{Created, Resolution, Search, UnknownOutcome};
 use crate::observe::metrics::Scrape;
-use crate::primitives::secret::Secret;
 
 /// What happens to a CreateFlow.
 #[derive(Clone, Copy)]
@@ -72,6 +70,7 @@ struct Cams {
 
 /// A Flowgate whose account `acme` has unique flow names.
 struct Gateway {
+    state: AppState,
     services: Arc<CallServices>,
     cams: Arc<Cams>,
     looks: JoinHandle<()>,
@@ -89,70 +88,23 @@ struct Reply {
 
 const SIGN_UP: &str = r#"["SIGN_UP"]"#;
 
-fn seconds(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
 fn minutes(minutes: u64) -> Duration {
     seconds(60 * minutes)
 }
 
-fn config(upstream: &str, settings: &[(&str, &str)]) -> crate::config::Config {
-    let env = [
-        ("FLOWGATE_UPSTREAM__URL", upstream),
-        ("FLOWGATE_ACCOUNTS__0__ID", "acme"),
-        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_ID", "LTAI-acme-1"),
-        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
-        ("FLOWGATE_ACCOUNTS__0__FLOW_NAMES", "unique"),
-        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_ID", "team-a"),
-        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
-        ("FLOWGATE_CLIENTS__0__ACCOUNT", "acme"),
-        ("FLOWGATE_CLIENTS__0__ACTIONS", "*"),
-        ("SECRET", "a-secret"),
-    ];
-    let env = env.iter().chain(settings);
-    let env = env.map(|(name, value)| ((*name).into(), (*value).into()));
-    crate::config::load(None, env).unwrap().config
-}
-
-/// A call of the client, signed by version 3.
+/// A call of the client, with or without an idempotency key.
 fn request(
     action: &str,
     key: Option<&str>,
     hold: &str,
     params: &[(&str, &str)],
 ) -> Box<Request<Full<Bytes>>> {
-    let hash = v3::hash(b"");
-    let date = time::format(SystemTime::now());
-    let nonce = format!("nonce-{}", fastrand::u128(..));
-    let headers = [
-        ("host", "127.0.0.1:8080"),
-        ("x-acs-action", action),
-        ("x-acs-content-sha256", &hash),
-        ("x-acs-date", &date),
-        ("x-acs-signature-nonce", &nonce),
-        ("x-acs-version", "2020-06-06"),
-    ];
-    let signable = Signable {
-        method: "GET",
-        query: params.to_vec(),
-        headers: headers
-            .iter()
-            .map(|(name, value)| (*name, value.as_bytes()))
-            .collect(),
-        body_hash: &hash,
-    };
-    let authorization = signable.authorization("team-a", &Secret::new("a-secret"));
-    let target = format!("/?{}", encode::pairs(params.iter().copied()));
-    let mut request = Request::get(target).header("x-flowgate-hold", hold);
-    for (name, value) in headers {
-        request = request.header(name, value);
-    }
+    let mut request = signed(action, hold, params);
     if let Some(key) = key {
-        request = request.header("idempotency-key", key);
+        let headers = request.headers_mut();
+        headers.insert("idempotency-key", key.parse().unwrap());
     }
-    let request = request.header("authorization", authorization);
-    Box::new(request.body(Full::default()).unwrap())
+    request
 }
 
 fn create(key: &str, hold: &str, space: &str) -> Box<Request<Full<Bytes>>> {
@@ -166,46 +118,8 @@ fn create(key: &str, hold: &str, space: &str) -> Box<Request<Full<Bytes>>> {
 
 // === impl Cams ===
 
-impl Cams {
-    fn new() -> Arc<Self> {
-        let showing = Showing {
-            lag: Duration::ZERO,
-            max_page: 100,
-            is_fuzzy: false,
-            refusal: None,
-        };
-        Arc::new(Self {
-            flows: Mutex::default(),
-            faults: Mutex::default(),
-            showing: Mutex::new(showing),
-            seen: Mutex::default(),
-        })
-    }
-
-    /// Serves one connection.
-    async fn serve(self: Arc<Self>, mut connection: TcpStream) {
-        let mut read = Vec::new();
-        loop {
-            while !read.ends_with(b"\r\n\r\n") {
-                if connection.read_buf(&mut read).await.unwrap_or(0) == 0 {
-                    return;
-                }
-            }
-            let answer = self.answer(std::str::from_utf8(&read).unwrap());
-            read.clear();
-            let Some((status, body)) = answer else {
-                return;
-            };
-            let length = body.len();
-            let answer = format!(
-                "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-            );
-            connection.write_all(answer.as_bytes()).await.unwrap();
-        }
-    }
-
-    /// `None` closes the connection.
-    fn answer(&self, head: &str) -> Option<(u16, String)> {
+impl Endpoint for Cams {
+    async fn answer(&self, head: &str) -> Option<(u16, String)> {
         let action = head
             .lines()
             .find_map(|line| line.strip_prefix("x-acs-action: "))
@@ -249,6 +163,23 @@ impl Cams {
             ("GetFlow", _) => Some((200, self.get(&params))),
             _ => unreachable!("{action}"),
         }
+    }
+}
+
+impl Cams {
+    fn new() -> Arc<Self> {
+        let showing = Showing {
+            lag: Duration::ZERO,
+            max_page: 100,
+            is_fuzzy: false,
+            refusal: None,
+        };
+        Arc::new(Self {
+            flows: Mutex::default(),
+            faults: Mutex::default(),
+            showing: Mutex::new(showing),
+            seen: Mutex::default(),
+        })
     }
 
     fn create(&self, params: &Params, late: Duration) -> String {
@@ -333,23 +264,27 @@ impl Cams {
 
 impl Gateway {
     async fn new(settings: &[(&str, &str)]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let cams = Cams::new();
-        let served = cams.clone();
-        tokio::spawn(async move {
-            while let Ok((connection, _)) = listener.accept().await {
-                tokio::spawn(served.clone().serve(connection));
-            }
-        });
-        let state = AppState::new(config(&url, settings)).unwrap();
+        let url = listen(cams.clone()).await;
+        let unique = ("FLOWGATE_ACCOUNTS__0__FLOW_NAMES", "unique");
+        let settings = [&[unique], settings].concat();
+        let state = AppState::new(config(&url, &settings)).unwrap();
         let services = state.calls().clone();
         let looks = tokio::spawn(looks::run(Arc::downgrade(&services)));
         Self {
+            state,
             services,
             cams,
             looks,
         }
+    }
+
+    /// Reloads the configuration with these names of flows.
+    fn reload(&self, names: FlowNames) {
+        let mut config = self.services.current_config.load().config.clone();
+        config.accounts[0].flow_names = names;
+        let endpoints = self.state.next_endpoints(&config, None).unwrap();
+        self.state.apply(config, endpoints, None);
     }
 
     /// A Flowgate that has created a flow in the space before.
@@ -370,19 +305,9 @@ impl Gateway {
         &self,
         request: Box<Request<Full<Bytes>>>,
     ) -> impl Future<Output = Reply> + Send + 'static {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let caller = TcpStream::connect(address).await.unwrap();
-        let socket = Socket::Tcp(listener.accept().await.unwrap().0);
-        let open = &self.services.metrics.connections.open;
-        let source = OpenConnection::new(ConnectionSource::Local, open);
-        let (socket_io, disconnect) = SocketIo::new(socket, source);
+        let connected = Connected::to(&self.services).await;
         let services = self.services.clone();
-        async move {
-            let reply = call(services, request, disconnect).await.unwrap();
-            drop((caller, socket_io));
-            Reply::read(reply).await
-        }
+        async move { Reply::read(connected.call(services, request).await).await }
     }
 
     async fn call(&self, request: Box<Request<Full<Bytes>>>) -> Reply {
@@ -774,4 +699,57 @@ async fn a_flow_that_an_operator_names_is_replayed() {
     let looks = gateway.cams.count("ListFlow");
     tokio::time::sleep(minutes(60)).await;
     assert_eq!(gateway.cams.count("ListFlow"), looks);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_to_unique_names_begins_the_search_for_an_unknown_outcome() {
+    let gateway = Gateway::new(&[]).await;
+    gateway.reload(FlowNames::Any);
+    gateway.cams.fault(Fault::CloseAfter);
+    gateway.cams.fault(Fault::CloseAfter);
+    let lost = gateway.call(create("K-1", "10s", "s-1")).await;
+    lost.is(409, Some("unknown"));
+    assert_eq!(lost.retry_after, None);
+    let params = [("FlowName", "Without categories")];
+    let cannot_be_sought = request("CreateFlow", Some("K-2"), "10s", &params);
+    let lost = gateway.call(cannot_be_sought).await;
+    lost.is(409, Some("unknown"));
+    let searches = || {
+        let unknown = gateway.unknown().into_iter();
+        unknown
+            .map(|outcome| outcome.search.clone())
+            .collect::<Vec<_>>()
+    };
+    tokio::time::sleep(minutes(60)).await;
+    assert_eq!(searches(), [Search::None, Search::None]);
+    assert_eq!(gateway.cams.count("ListFlow"), 0);
+    gateway.reload(FlowNames::Unique);
+    assert_eq!(searches(), [Search::Active, Search::None]);
+    let found = gateway.call(create("K-1", "10s", "s-1")).await;
+    found.is(200, Some("resolved"));
+    assert_eq!(found.flow_id.as_deref(), Some("1"));
+    assert_eq!(searches(), [Search::None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_to_other_names_ends_the_search_and_the_wait_for_it() {
+    let gateway = Gateway::with_flow_in("s-1").await;
+    gateway.cams.fault(Fault::CloseBefore);
+    let waiting = tokio::spawn(gateway.begin(create("K-1", "60s", "s-1")).await);
+    tokio::time::sleep(seconds(20)).await;
+    assert_eq!(gateway.unknown()[0].search, Search::Active);
+    let reloaded = Instant::now();
+    gateway.reload(FlowNames::Any);
+    let told = waiting.await.unwrap();
+    told.is(409, Some("unknown"));
+    assert_eq!(told.retry_after, None, "{told:?}");
+    assert!(reloaded.elapsed() < seconds(1));
+    assert_eq!(gateway.unknown()[0].search, Search::None);
+    let looks = gateway.cams.count("ListFlow");
+    tokio::time::sleep(minutes(60)).await;
+    let again = gateway.call(create("K-1", "10s", "s-1")).await;
+    again.is(409, Some("unknown"));
+    assert_eq!(again.retry_after, None, "{again:?}");
+    assert_eq!(gateway.cams.count("ListFlow"), looks);
+    assert_eq!(gateway.cams.count("CreateFlow"), 2);
 }

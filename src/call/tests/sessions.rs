@@ -2,18 +2,15 @@
 //! time. CAMS is a listener on loopback.
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::acs::v3::{self, Signable};
 use crate::call::current_config::Endpoints;
-use crate::config::{AccountCredentials, Config, Credentials, EcsRole, LoadedFrom, SessionSource};
+use crate::config::{AccountCredentials, Credentials, EcsRole, LoadedFrom, SessionSource};
 use crate::credentials::error::FailureKind;
 use crate::credentials::keepers::scripted::{Behaviour, Script};
 use crate::observe::metrics::{Scrape, SessionSample, labels};
 use crate::primitives::id::AccessKeyId;
-use crate::primitives::secret::Secret;
 
 const OLD: &str = r#"{"Code":"InvalidSecurityToken.Expired","Message":"Specified SecurityToken is expired.","RequestId":"R-1"}"#;
 const DONE: &str = r#"{"Code":"OK","RequestId":"R-2"}"#;
@@ -35,13 +32,6 @@ pub(crate) struct Gateway {
     pub(crate) services: Arc<CallServices>,
     pub(crate) script: Arc<Script>,
     cams: Arc<Cams>,
-}
-
-/// The open connection of one caller.
-struct Connected {
-    disconnect: Disconnect,
-    _caller: TcpStream,
-    _socket_io: SocketIo,
 }
 
 pub(crate) fn seconds(seconds: u64) -> Duration {
@@ -82,94 +72,30 @@ fn fixed() -> AccountCredentials {
     AccountCredentials::Loaded(credentials, LoadedFrom::Keys)
 }
 
-fn config(upstream: &str, settings: &[(&str, &str)]) -> Config {
-    let env = [
-        ("FLOWGATE_LIMITS__PRESET", "none"),
-        ("FLOWGATE_UPSTREAM__URL", upstream),
-        ("FLOWGATE_ACCOUNTS__0__ID", "acme"),
-        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_ID", "LTAI-acme-1"),
-        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
-        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_ID", "team-a"),
-        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
-        ("FLOWGATE_CLIENTS__0__ACCOUNT", "acme"),
-        ("FLOWGATE_CLIENTS__0__ACTIONS", "*"),
-        ("SECRET", "a-secret"),
-    ];
-    let env = env.iter().chain(settings);
-    let env = env.map(|(name, value)| ((*name).into(), (*value).into()));
-    crate::config::load(None, env).unwrap().config
-}
-
-/// A call of the client that CAMS may execute, signed by version 3.
-fn request(hold: &str) -> Box<Request<Full<Bytes>>> {
-    let hash = v3::hash(b"");
-    let date = time::format(SystemTime::now());
-    let nonce = format!("nonce-{}", fastrand::u128(..));
-    let headers = [
-        ("host", "127.0.0.1:8080"),
-        ("x-acs-action", "ListFlow"),
-        ("x-acs-content-sha256", &hash),
-        ("x-acs-date", &date),
-        ("x-acs-signature-nonce", &nonce),
-        ("x-acs-version", "2020-06-06"),
-    ];
-    let signable = Signable {
-        method: "GET",
-        query: Vec::new(),
-        headers: headers
-            .iter()
-            .map(|(name, value)| (*name, value.as_bytes()))
-            .collect(),
-        body_hash: &hash,
-    };
-    let authorization = signable.authorization("team-a", &Secret::new("a-secret"));
-    let mut request = Request::get("/").header("x-flowgate-hold", hold);
-    for (name, value) in headers {
-        request = request.header(name, value);
-    }
-    let request = request.header("authorization", authorization);
-    Box::new(request.body(Full::default()).unwrap())
-}
-
 // === impl Cams ===
 
-impl Cams {
-    /// Serves one connection.
-    async fn serve(self: Arc<Self>, mut connection: TcpStream) {
-        let mut read = Vec::new();
-        loop {
-            while !read.ends_with(b"\r\n\r\n") {
-                if connection.read_buf(&mut read).await.unwrap_or(0) == 0 {
-                    return;
-                }
-            }
-            let answer = self.answer(std::str::from_utf8(&read).unwrap());
-            read.clear();
-            let takes = *self.takes.lock();
-            tokio::time::sleep(takes).await;
-            connection.write_all(answer.as_bytes()).await.unwrap();
-        }
-    }
-
-    fn answer(&self, head: &str) -> String {
+impl Endpoint for Cams {
+    async fn answer(&self, head: &str) -> Option<(u16, String)> {
         let header = |name: &str| {
             let line = head.lines().find_map(|line| line.strip_prefix(name));
             line.unwrap_or_default().to_owned()
         };
         let key = header("x-acs-accesskey-id: ");
         assert!(header("authorization: ").contains(&format!("Credential={key},")));
-        let (status, refused) = &*self.refused.lock();
-        let is_old = refused.contains(&&*key);
-        self.keys
-            .lock()
-            .push((key, header("x-acs-security-token: ")));
-        let (status, body) = if is_old { (*status, OLD) } else { (200, DONE) };
-        let length = body.len();
-        format!(
-            "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-        )
+        let (status, body) = {
+            let (status, refused) = &*self.refused.lock();
+            let is_old = refused.contains(&&*key);
+            if is_old { (*status, OLD) } else { (200, DONE) }
+        };
+        let token = header("x-acs-security-token: ");
+        self.keys.lock().push((key, token));
+        let takes = *self.takes.lock();
+        tokio::time::sleep(takes).await;
+        Some((status, body.to_owned()))
     }
+}
 
+impl Cams {
     /// The number of the session of each request, in order of arrival. Its token must belong to it.
     fn sessions(&self) -> Vec<usize> {
         let keys = self.keys.lock();
@@ -186,16 +112,11 @@ impl Cams {
 
 impl Gateway {
     pub(crate) async fn new(answer: Behaviour, settings: &[(&str, &str)]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let cams = Arc::new(Cams::default());
-        let served = cams.clone();
-        tokio::spawn(async move {
-            while let Ok((connection, _)) = listener.accept().await {
-                tokio::spawn(served.clone().serve(connection));
-            }
-        });
-        let state = AppState::new(config(&url, settings)).unwrap();
+        let url = listen(cams.clone()).await;
+        let unlimited = ("FLOWGATE_LIMITS__PRESET", "none");
+        let settings = [&[unlimited], settings].concat();
+        let state = AppState::new(config(&url, &settings)).unwrap();
         let gateway = Self {
             services: state.calls().clone(),
             script: Script::new(answer),
@@ -224,40 +145,19 @@ impl Gateway {
         self.services.current_config.store(next);
     }
 
-    async fn connect(&self) -> Connected {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let caller = TcpStream::connect(address).await.unwrap();
-        let socket = Socket::Tcp(listener.accept().await.unwrap().0);
-        let open = &self.services.metrics.connections.open;
-        let source = OpenConnection::new(ConnectionSource::Local, open);
-        let (socket_io, disconnect) = SocketIo::new(socket, source);
-        Connected {
-            disconnect,
-            _caller: caller,
-            _socket_io: socket_io,
-        }
-    }
-
     /// Begins a call. Its task is polled when a shutdown phase begins, as a connection's is.
     async fn begin(&self, hold: &str) -> impl Future<Output = Ended> + Send + 'static {
-        let connected = self.connect().await;
+        let connected = Connected::to(&self.services).await;
         let services = self.services.clone();
         let mut phases = services.phases.clone();
-        let request = request(hold);
+        let request = signed("ListFlow", hold, &[]);
         async move {
-            let Connected {
-                disconnect,
-                _caller,
-                _socket_io,
-            } = connected;
-            let mut reply = Box::pin(call(services, request, disconnect));
+            let mut reply = Box::pin(connected.call(services, request));
             let reply = tokio::select! {
                 biased;
                 reply = &mut reply => reply,
                 () = phases.reached(Phase::Over) => reply.await,
             };
-            let reply = reply.unwrap();
             let status = reply.status().as_u16();
             let body = reply.into_body().collect().await.unwrap().to_bytes();
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

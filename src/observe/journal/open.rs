@@ -131,6 +131,9 @@ pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
     let mut damaged = 0;
     let mut number = 0_u64;
     for_each_line(path, |line| {
+        if line.is_empty() {
+            return;
+        }
         number += 1;
         match serde_json::from_slice::<Line<'static>>(line) {
             Ok(Line::Sent(sent)) => {
@@ -154,7 +157,6 @@ pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
             Ok(Line::Resolved(resolved)) => {
                 listed.remove(&*resolved.attempt);
             }
-            Err(_) if line.is_empty() => {}
             Err(_) => damaged += 1,
         }
     })?;

@@ -85,9 +85,14 @@ async fn one_server_runs_each_operation() {
     let key = format!("flowgate:{{once}}:{}", name(1).hex());
     let bytes = redis.ask(&["MEMORY", "USAGE", &key]).await;
     let bytes: u32 = bytes.trim_start_matches(':').trim().parse().unwrap();
-    let flow = redis.ask(&["MEMORY", "USAGE", "flowgate:{once}:flow:7"]).await;
+    let flow = redis
+        .ask(&["MEMORY", "USAGE", "flowgate:{once}:flow:7"])
+        .await;
     let flow: u32 = flow.trim_start_matches(':').trim().parse().unwrap();
-    assert!(bytes + flow <= 374, "a finished key takes {bytes} and {flow} bytes");
+    assert!(
+        bytes + flow <= 374,
+        "a finished key takes {bytes} and {flow} bytes"
+    );
 }
 
 #[tokio::test]
