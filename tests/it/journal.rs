@@ -76,7 +76,7 @@ fn lines(path: &Path) -> Vec<Value> {
 
 /// Waits until this many lines are written. The end of an attempt is written soon after its caller
 /// is answered.
-async fn written(path: &Path, count: usize) {
+pub(crate) async fn written(path: &Path, count: usize) {
     let give_up = Instant::now() + Duration::from_secs(60);
     loop {
         let older = (1..).map(|number| PathBuf::from(format!("{}.{number}", path.display())));

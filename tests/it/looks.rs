@@ -9,6 +9,7 @@ use cams_sim::{FlowSettings, NewFlow, Settings, Sim, Status};
 
 use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
 use crate::harness::{self, GAP, Harness};
+use crate::journal::written;
 use crate::keyed_calls::{endpoint, flow_id, is};
 use crate::process::Process;
 
@@ -217,14 +218,15 @@ async fn a_call_of_a_killed_process_is_looked_for_by_the_next_one() {
 async fn a_name_of_more_than_1024_bytes_is_not_looked_for_also_after_a_restart() {
     let sim = endpoint(&["always,action=CreateFlow,close-after"]).await;
     let folder = tempfile::tempdir().unwrap();
-    let toml = with_journal(&folder.path().join("journal"));
+    let path = folder.path().join("journal");
+    let toml = with_journal(&path);
     let long = [
         "a".repeat(1025),
         format!("b{}\u{1f600}", "a".repeat(1023)),
         format!("c{}\u{1f600}", "a".repeat(1024)),
     ];
     // Each process also looks for a flow of its own, the last one.
-    for last in ["first", "second"] {
+    for (last, lines) in [("first", 9), ("second", 12)] {
         let process = Process::start(&sim, &toml).await;
         for name in &long {
             let call = order(&process.proxy.to_string(), &name[..100], name);
@@ -238,6 +240,7 @@ async fn a_name_of_more_than_1024_bytes_is_not_looked_for_also_after_a_restart()
         let states = unknown["unknown"].as_array().unwrap();
         assert_eq!(states.len(), long.len());
         assert!(states.iter().all(|one| one["state"] == "by_hand"));
+        written(&path, lines).await;
         process.kill().await;
     }
     let names = |action: &str| -> Vec<String> {

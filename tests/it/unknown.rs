@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::{self, Harness, Metrics};
+use crate::journal::written;
 use crate::keyed_calls::{self, is};
 use crate::process::Process;
 use crate::redis::Redis;
@@ -148,6 +149,7 @@ async fn an_operators_word_ends_an_unknown_outcome_also_over_a_restart() {
     assert!(metrics.get("flowgate_unknown_oldest_seconds{account=\"acme\"}") < 3600.0);
     assert_eq!(metrics.get("flowgate_keys{state=\"unknown\"}"), 2.0);
     assert_eq!(metrics.get("flowgate_keys{state=\"done\"}"), 0.0);
+    written(&path, 4).await;
     let (code, table) = journal(&path, &[]);
     assert_eq!(
         (code, table.matches("unknown: the connection").count()),
