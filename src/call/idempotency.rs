@@ -453,11 +453,18 @@ impl KeyedCall<'_> {
                 Found::Done(created) => {
                     return Ok(self.replay(&created, KeyState::Replayed, record));
                 }
-                Found::Unknown(unknown) => match Box::pin(self.learn_elsewhere()).await {
-                    Some(resolution) => {
-                        unknown::resolve_here(services, order.name, resolution);
+                Found::Unknown(unknown) => match Box::pin(self.seen_elsewhere()).await {
+                    Some(SharedState::Done(created)) => {
+                        unknown::resolve_here(services, order.name, Resolution::Created(created));
                     }
-                    None => {
+                    Some(SharedState::Absent) => {
+                        unknown::resolve_here(services, order.name, Resolution::Absent);
+                    }
+                    // The outcome was resolved there, and the key's next call is under way.
+                    Some(SharedState::Claimed | SharedState::Open) => {
+                        return Err(self.pending(&Progress::Open));
+                    }
+                    _ => {
                         record.repeats(&unknown.order.request_id);
                         return Err(unknown_outcome(&unknown));
                     }
@@ -468,18 +475,14 @@ impl KeyedCall<'_> {
         }
     }
 
-    /// What another replica has learned of an outcome that is unknown here.
-    async fn learn_elsewhere(&self) -> Option<Resolution> {
+    /// What the store says of a key whose outcome is unknown here.
+    async fn seen_elsewhere(&self) -> Option<SharedState> {
         let OrderCall { name, order, .. } = self.order;
         let shared = self.services.shared_records.as_ref()?;
         if order.kind != OrderKind::Keyed {
             return None;
         }
-        match shared.read(*name, order).await.ok()? {
-            SharedState::Done(created) => Some(Resolution::Created(created)),
-            SharedState::Absent => Some(Resolution::Absent),
-            _ => None,
-        }
+        shared.read(*name, order).await.ok()
     }
 
     /// Waits for the end of the call, at most until the end of the hold. Also until the end of a
