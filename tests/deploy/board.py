@@ -13,7 +13,11 @@ WITHOUT_INSTANCE = {"ALERTS"}
 
 def faults(root):
     board = json.loads((root / "deploy" / "grafana" / "flowgate.json").read_text())
-    metrics = set(re.findall(r"^\| `(\w+)` \|", (root / "docs" / "metrics.md").read_text(), re.M))
+    manual = (root / "docs" / "metrics.md").read_text()
+    metrics = set(re.findall(r"^\| `(\w+)` \|", manual, re.M))
+    labels = {}
+    for label, values in re.findall(r"^\| `(\w+)`(?: of `\w+`)? \| (`.*`) \|$", manual, re.M):
+        labels.setdefault(label, set()).update(re.findall(r"`([^`]*)`", values))
     headings = re.findall(r"^#+ (.*)$", (root / "docs" / "runbook.md").read_text(), re.M)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     panels = [panel for panel in board["panels"] if panel["type"] != "row"]
@@ -29,7 +33,7 @@ def faults(root):
         if panel["type"] == "stat" and "thresholds" not in panel["fieldConfig"]["defaults"] and "mappings" not in panel["fieldConfig"]["defaults"]:
             found.append(f"{title}: no thresholds")
         for target in panel["targets"]:
-            found += [f"{title}: {fault}" for fault in query_faults(target["expr"], metrics)]
+            found += [f"{title}: {fault}" for fault in query_faults(target["expr"], metrics, labels)]
 
     text = json.dumps([board["panels"], board["annotations"]])
     for variable in board["templating"]["list"]:
@@ -47,7 +51,7 @@ def faults(root):
     return found
 
 
-def query_faults(query, metrics):
+def query_faults(query, metrics, labels):
     named = {re.sub(r"_(bucket|sum|count)$", "", name): name for name in re.findall(r"\b(?:flowgate|process)_\w+", query)}
     found = [f"{name} is not in docs/metrics.md" for short, name in named.items() if short not in metrics and name not in metrics]
     selected = dict(re.findall(r"(\w+)\{([^}]*)\}", query))
@@ -55,6 +59,10 @@ def query_faults(query, metrics):
     for name, selector in selected.items():
         if name not in metrics | set(named.values()) | BUILT_IN:
             found.append(f"unknown series {name}")
+        for label, pattern in re.findall(r'(\w+)=~?"([^"$]*)"', selector):
+            values = labels.get(label, set(pattern.split("|")))
+            unknown = [each for each in pattern.split("|") if not any(re.fullmatch(each, value) for value in values)]
+            found += [f"{name}: {label} is never {each}" for each in unknown]
         needed = ["job"] if name in WITHOUT_INSTANCE else ["job", "instance"]
         found += [f'{name} lacks {label}=~"${label}"' for label in needed if f'{label}=~"${label}"' not in selector]
     return found
