@@ -10,7 +10,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -359,9 +361,13 @@ def helm_test(flowgate):
             # The test's pod has nothing but the variables of the image and of Services.
             env = {"FLOWGATE_CONFIG": "/etc/flowgate/flowgate.toml"}
             with subprocess.Popen([flowgate, "--config", Path(folder, "flowgate.toml")], stderr=subprocess.PIPE, text=True) as process:
-                while subprocess.run(command, env=env, capture_output=True, check=False).returncode and process.poll() is None:
-                    pass
                 try:
+                    while not listens(port) and process.poll() is None:
+                        time.sleep(0.01)
+                    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+                    while "returned 503" in done.stderr and process.poll() is None:
+                        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+                    assert done.returncode == 0, done.stderr
                     for name in services:
                         host = f"{name}.messaging.svc:{port}"
                         answers = [status(port, host, token) for token in ("", "wrong", secret(documents))]
@@ -371,6 +377,11 @@ def helm_test(flowgate):
                 log = process.stderr.read()
             assert process.returncode == 0, log
             assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == 1
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def status(port, host, token):
@@ -434,6 +445,10 @@ def helm_documents(_):
     assert text == readme.current(text, schema, values), "stale: tests/deploy/check.py --update"
     for source, copy in COPIES.items():
         assert source.read_bytes() == copy.read_bytes(), f"{copy} is stale: tests/deploy/check.py --update"
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(helm.package(str(CHART), destination=folder)) as package:
+        packed = {name.removeprefix("flowgate/") for name in package.getnames()}
+    needed = {"README.md", "values.schema.json", "files/rules.yaml", "files/flowgate.json"}
+    assert needed <= packed and not [name for name in packed if name.startswith("ci/")], packed
 
 
 def update():
@@ -471,6 +486,7 @@ def helm_sidecar(flowgate):
         [role_pod] = objects(render(Path(folder, "application"), {"flowgate": with_role}), flowgate)
     [sidecar] = pod["spec"]["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
+    restricted({"containers": [sidecar]})
     # Only Flowgate gets the token.
     [sidecar], [application] = role_pod["spec"]["initContainers"], role_pod["spec"]["containers"]
     assert TOKENS in {mount["mountPath"] for mount in sidecar["volumeMounts"]}
