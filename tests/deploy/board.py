@@ -30,7 +30,7 @@ def faults(root):
         links = [link["url"].removeprefix(f"{RUNBOOK}#") for link in panel.get("links", [])]
         if not links or not set(links) <= anchors:
             found.append(f"{title}: links {links}, expected a section of docs/runbook.md")
-        if panel["type"] == "stat" and "thresholds" not in panel["fieldConfig"]["defaults"] and "mappings" not in panel["fieldConfig"]["defaults"]:
+        if panel["type"] == "stat" and not {"thresholds", "mappings"} & set(panel["fieldConfig"]["defaults"]):
             found.append(f"{title}: no thresholds")
         for target in panel["targets"]:
             found += [f"{title}: {fault}" for fault in query_faults(target["expr"], metrics, labels)]

@@ -277,7 +277,8 @@ def check_options(made):
     assert not ids, ids
 
     balanced = made["loadbalancer"]
-    assert pods["loadbalancer"]["containers"][0]["image"] == f"registry.example/flowgate@{VALUES['loadbalancer']['image']['digest']}"
+    image = VALUES["loadbalancer"]["image"]
+    assert pods["loadbalancer"]["containers"][0]["image"] == f"{image['repository']}@{image['digest']}"
     assert balanced["PodDisruptionBudget"]["spec"]["minAvailable"] == "50%"
     rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())
     assert balanced["PrometheusRule"]["spec"] == rules
@@ -288,14 +289,16 @@ def check_options(made):
     assert offered == [("LoadBalancer", ["proxy"]), ("ClusterIP", ["admin"])], offered
 
     extras = render(CHART, VALUES["extras"])
-    assert {it["metadata"]["name"] for it in extras if it["kind"] != "Pod"} == {"cams-proxy", "cams-proxy-admin", "roots", "tracing"}
+    names = {it["metadata"]["name"] for it in extras if it["kind"] != "Pod"}
+    assert names == {"cams-proxy", "cams-proxy-admin", "roots", "tracing"}, names
     own = [it for it in extras if it["metadata"]["name"] not in ("roots", "tracing")]
     assert all(it["metadata"]["labels"]["example.com/team"] == "messaging" for it in own)
     assert all(it["metadata"]["annotations"]["example.com/owner"] == "messaging" for it in own)
     [tracing] = [it for it in extras if it["metadata"]["name"] == "tracing"]
     assert tracing["data"] == {"OTEL_SERVICE_NAME": "cams-proxy"}
     [volume] = [it["projected"] for it in pods["extras"]["volumes"] if it["name"] == "flowgate"]
-    assert {"name": "operators", "items": [{"key": "password", "path": "flowgate-admin-token"}]} in [it.get("secret") for it in volume["sources"]]
+    mounted = {"name": "operators", "items": [{"key": "password", "path": "flowgate-admin-token"}]}
+    assert mounted in [it.get("secret") for it in volume["sources"]], volume
 
 
 def check_rrsa(made):
@@ -345,38 +348,53 @@ def helm_test(flowgate):
         documents = render(CHART, over(VALUES[mode], {"config": {"quota": {"store": "memory"}}, "replicas": 1}))
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        services = [it["metadata"]["name"] for it in documents if it["kind"] == "Service" and 9900 in [p["port"] for p in it["spec"]["ports"]]]
-        hosts = {f"$({name.upper().replace('-', '_')}_SERVICE_HOST)": "127.0.0.1" for name in services}
-        [test] = [it["spec"]["containers"][0] for it in documents if it["kind"] == "Pod"]
-        command = [flowgate, *test["args"]]
-        for variable, host in hosts.items():
-            command = [part.replace(variable, host).replace(":9900", f":{port}") for part in command]
-        [toml] = [it["data"]["flowgate.toml"] for it in documents if "flowgate.toml" in it.get("data", {})]
-        with tempfile.TemporaryDirectory() as folder:
-            for name in re.findall(r'file = "([^"/]+)"', toml):
-                Path(folder, name).write_text("a-secret\n")
-            Path(folder, "flowgate-admin-token").write_text(secret(documents))
-            toml = toml.replace("0.0.0.0:8080", "127.0.0.1:0").replace(":9900", f":{port}")
-            Path(folder, "flowgate.toml").write_text(toml)
-            # The test's pod has nothing but the variables of the image and of Services.
-            env = {"FLOWGATE_CONFIG": "/etc/flowgate/flowgate.toml"}
-            with subprocess.Popen([flowgate, "--config", Path(folder, "flowgate.toml")], stderr=subprocess.PIPE, text=True) as process:
-                try:
-                    while not listens(port) and process.poll() is None:
-                        time.sleep(0.01)
-                    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-                    while "returned 503" in done.stderr and process.poll() is None:
-                        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-                    assert done.returncode == 0, done.stderr
-                    for name in services:
-                        host = f"{name}.messaging.svc:{port}"
-                        answers = [status(port, host, token) for token in ("", "wrong", secret(documents))]
-                        assert answers == [401, 401, 200], answers
-                finally:
-                    process.terminate()
-                log = process.stderr.read()
-            assert process.returncode == 0, log
-            assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == 1
+        services = [it for it in documents if it["kind"] == "Service"]
+        services = [it["metadata"]["name"] for it in services if 9900 in [each["port"] for each in it["spec"]["ports"]]]
+        command = [flowgate, *test_arguments(documents, services, port)]
+        # All that the test's pod has, besides the variables of Services.
+        env = {"FLOWGATE_CONFIG": "/etc/flowgate/flowgate.toml"}
+
+        def ask():
+            return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+        with tempfile.TemporaryDirectory() as folder, run_as_rendered(flowgate, documents, folder, port) as process:
+            try:
+                while not listens(port) and process.poll() is None:
+                    time.sleep(0.01)
+                done = ask()
+                while "returned 503" in done.stderr and process.poll() is None:
+                    done = ask()
+                assert done.returncode == 0, done.stderr
+                for name in services:
+                    host = f"{name}.messaging.svc:{port}"
+                    answers = [status(port, host, token) for token in ("", "wrong", secret(documents))]
+                    assert answers == [401, 401, 200], answers
+            finally:
+                process.terminate()
+            log = process.stderr.read()
+            assert process.wait() == 0, log
+            assert ask().returncode == 1
+
+
+def test_arguments(documents, services, port):
+    """Those of the test's pod, as Kubernetes expands them, with another port."""
+    [container] = [it["spec"]["containers"][0] for it in documents if it["kind"] == "Pod"]
+    arguments = container["args"]
+    for name in services:
+        variable = f"$({name.upper().replace('-', '_')}_SERVICE_HOST)"
+        arguments = [each.replace(variable, "127.0.0.1") for each in arguments]
+    return [each.replace(":9900", f":{port}") for each in arguments]
+
+
+def run_as_rendered(flowgate, documents, folder, port):
+    """Starts Flowgate with the rendered configuration and token, on another port."""
+    [toml] = [it["data"]["flowgate.toml"] for it in documents if "flowgate.toml" in it.get("data", {})]
+    for name in re.findall(r'file = "([^"/]+)"', toml):
+        Path(folder, name).write_text("a-secret\n")
+    Path(folder, "flowgate-admin-token").write_text(secret(documents))
+    file = Path(folder, "flowgate.toml")
+    file.write_text(toml.replace("0.0.0.0:8080", "127.0.0.1:0").replace(":9900", f":{port}"))
+    return subprocess.Popen([flowgate, "--config", file], stderr=subprocess.PIPE, text=True)
 
 
 def listens(port):
@@ -451,15 +469,6 @@ def helm_documents(_):
     assert needed <= packed and not [name for name in packed if name.startswith("ci/")], packed
 
 
-def update():
-    for source, copy in COPIES.items():
-        shutil.copyfile(source, copy)
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    text = (CHART / "README.md").read_text()
-    (CHART / "README.md").write_text(readme.current(text, schema, values))
-
-
 def dashboard(_):
     """Every panel of Grafana's board is explained, and every variable and link leads somewhere."""
     faults = board.faults(ROOT)
@@ -530,6 +539,16 @@ CHECKS = [
     dockerfile, yaml_files, compose, kubernetes, helm_chart, helm_refusals, helm_lookup, helm_test, helm_policy, helm_documents,
     helm_sidecar, manual, dashboard, systemd,
 ]
+
+
+def update():
+    """Writes what is made from other files."""
+    for source, copy in COPIES.items():
+        shutil.copyfile(source, copy)
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    text = (CHART / "README.md").read_text()
+    (CHART / "README.md").write_text(readme.current(text, schema, values))
 
 
 def main():
