@@ -309,6 +309,7 @@ fn queries() -> Vec<(String, String)> {
                 .unwrap()
                 .replace("$__rate_interval", RATE_INTERVAL);
             let query = query.replace("$job", ".*").replace("$account", ".*");
+            let query = query.replace("$instance", ".*");
             assert!(!query.contains('$'), "{query}");
             queries.push((panel["title"].as_str().unwrap().to_owned(), query));
         }

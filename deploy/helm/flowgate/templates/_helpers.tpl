@@ -1,25 +1,45 @@
-{{/* Name of all objects. */}}
-{{- define "flowgate.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 53 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 53 | trimSuffix "-" -}}
+{{- define "flowgate.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
+
+{{/* Name of all objects; some get a suffix. */}}
+{{- define "flowgate.fullname" -}}
+{{- $name := include "flowgate.name" . -}}
+{{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
+{{- default $full .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "flowgate.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "flowgate.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: gateway
 {{- end -}}
 
 {{- define "flowgate.labels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "flowgate.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: {{ .Values.mode }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* An object's metadata. A list: the context, the name's suffix, the object's own labels and annotations. */}}
+{{- define "flowgate.metadata" -}}
+{{- $context := index . 0 -}}
+name: {{ include "flowgate.fullname" $context }}{{ index . 1 }}
+labels:
+  {{- include "flowgate.labels" $context | nindent 2 }}
+  {{- with index . 2 }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with merge (deepCopy (index . 3)) $context.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* Not empty if the pods share one quota. */}}
@@ -30,6 +50,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* The pods' service account. */}}
 {{- define "flowgate.serviceAccountName" -}}
 {{- default (ternary (include "flowgate.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{/* The Service with the admin port: one outside the cluster must not offer it. */}}
+{{- define "flowgate.adminService" -}}
+{{- include "flowgate.fullname" . -}}
+{{- if ne .Values.service.type "ClusterIP" -}}-admin{{- end -}}
+{{- end -}}
+
+{{/* The Secret with the admin token, or nothing if there is none or the configuration names a place of its own. */}}
+{{- define "flowgate.adminSecret" -}}
+{{- if not (dig "listen" "admin_token" "" .Values.config) -}}
+{{- if .Values.adminToken.existingSecret -}}
+{{- .Values.adminToken.existingSecret -}}
+{{- else if .Values.adminToken.create -}}
+{{- include "flowgate.fullname" . }}-admin-token
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The folder of the token, as the webhook of ACK mounts it. */}}
@@ -51,18 +88,38 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
 {{- define "flowgate.image" -}}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- with .Values.image -}}
+{{- .repository -}}
+{{- if .digest -}}@{{ .digest }}{{- else -}}:{{ default $.Chart.AppVersion .tag }}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A security context. A list: the context, the map. OpenShift gives each namespace its own ids and refuses others. */}}
+{{- define "flowgate.securityContext" -}}
+{{- $context := index . 0 -}}
+{{- $openshift := $context.Values.openshift -}}
+{{- $found := $context.Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
+{{- if or (eq $openshift "enabled") (and (eq $openshift "auto") $found) -}}
+{{- omit (index . 1) "runAsUser" "runAsGroup" "fsGroup" | toYaml -}}
+{{- else -}}
+{{- index . 1 | toYaml -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The whole configuration as a map, in YAML: the mode's defaults, overridden by the values. */}}
 {{- define "flowgate.merged" -}}
-{{- $name := include "flowgate.fullname" . -}}
 {{- $proxy := ternary "127.0.0.1:8080" "0.0.0.0:8080" (eq .Values.mode "sidecar") -}}
 {{- $listen := dict "proxy" $proxy "admin" "0.0.0.0:9900" -}}
 {{- if eq .Values.mode "gateway" -}}
-{{- $service := printf "%s.%s" $name .Release.Namespace -}}
-{{- $own := list $name $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) -}}
+{{- $own := list -}}
+{{- range list (include "flowgate.fullname" .) (include "flowgate.adminService" .) | uniq -}}
+{{- $service := printf "%s.%s" . $.Release.Namespace -}}
+{{- $own = concat $own (list . $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service)) -}}
+{{- end -}}
 {{- $_ := set $listen "names" (concat $own (dig "listen" "names" list .Values.config) | uniq) -}}
+{{- end -}}
+{{- if include "flowgate.adminSecret" . -}}
+{{- $_ := set $listen "admin_token" (dict "file" "flowgate-admin-token") -}}
 {{- end -}}
 {{- $given := deepCopy .Values.config -}}
 {{- if hasKey $given "listen" -}}
@@ -85,6 +142,62 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- list $listen $fixed (dig "listen" "tls" "" $merged | empty) $merged.log.format | toJson | sha256sum -}}
 {{- end -}}
 
+{{/* The files beside flowgate.toml that a part of the configuration names, one a line. */}}
+{{- define "flowgate.files" -}}
+{{- range $key, $value := . }}
+{{- if kindIs "map" $value }}
+{{- include "flowgate.files" $value }}
+{{- else if kindIs "slice" $value }}
+{{- range $value }}{{ if kindIs "map" . }}{{ include "flowgate.files" . }}{{ end }}{{ end }}
+{{- else if and $value (has $key (list "file" "cert" "key" "client_ca" "ca_file" "store_ca_file" "token_file")) }}
+{{- if not (contains "/" $value) }}{{ $value }}{{ "\n" }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Fails if the configuration names a file that existingSecret does not have, as far as its keys are known. */}}
+{{- define "flowgate.checkFiles" -}}
+{{- $files := include "flowgate.files" .Values.config | splitList "\n" | compact | uniq -}}
+{{- $secret := .Values.existingSecret -}}
+{{- if and $files (not $secret) -}}
+{{- fail (printf "config names the files %s, but existingSecret is empty: set it to the Secret with these keys" (join ", " $files)) -}}
+{{- end -}}
+{{- $keys := .Values.secretKeys -}}
+{{- if and $secret (not $keys) -}}
+{{- $keys = lookup "v1" "Secret" .Release.Namespace $secret | dig "data" dict | keys -}}
+{{- end -}}
+{{- range $files -}}
+{{- if and $keys (not (has . $keys)) -}}
+{{- fail (printf "config names the file %s, but the Secret %s has only the keys %s" . $secret (sortAlpha $keys | join ", ")) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds of a duration of the configuration, such as 25s, rounded up. */}}
+{{- define "flowgate.seconds" -}}
+{{- $number := regexFind "^[0-9]+" . | int -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- get (dict "ms" (div (add $number 999) 1000) "s" $number "m" (mul $number 60) "h" (mul $number 3600)) $unit -}}
+{{- end -}}
+
+{{/* For how long a gateway's pod still gets calls after it was deleted. */}}
+{{- define "flowgate.preStopSeconds" -}}5{{- end -}}
+
+{{/* A gateway's pods end by themselves after preStop, drain.delay and drain.grace. */}}
+{{- define "flowgate.terminationGracePeriodSeconds" -}}
+{{- $delay := dig "drain" "delay" "0s" .Values.config | include "flowgate.seconds" | int -}}
+{{- $grace := dig "drain" "grace" "25s" .Values.config | include "flowgate.seconds" | int -}}
+{{- $needed := add (include "flowgate.preStopSeconds" . | int) $delay $grace -}}
+{{- $given := .Values.terminationGracePeriodSeconds -}}
+{{- if kindIs "invalid" $given -}}
+{{- add $needed 15 -}}
+{{- else if le (int $given) (int $needed) -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, but a drain takes up to %d s (preStop, config.drain.delay and config.drain.grace): a pod would be killed with calls in flight" (int $given) (int $needed)) -}}
+{{- else -}}
+{{- int $given -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The container, without the dash of a list entry. */}}
 {{- define "flowgate.container" -}}
 name: flowgate
@@ -94,6 +207,10 @@ args: ["--config", "/etc/flowgate/flowgate.toml"]
 {{- with include "flowgate.env" . | trim }}
 env:
   {{- . | nindent 2 }}
+{{- end }}
+{{- with .Values.envFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 startupProbe:
   httpGet: {path: /readyz, port: 9900}
@@ -110,13 +227,7 @@ readinessProbe:
 resources:
   {{- toYaml .Values.resources | nindent 2 }}
 securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities: {drop: [ALL]}
-  seccompProfile: {type: RuntimeDefault}
+  {{- include "flowgate.securityContext" (list . .Values.securityContext) | nindent 2 }}
 volumeMounts:
   - {name: flowgate, mountPath: /etc/flowgate, readOnly: true}
   {{- if .Values.rrsa.enabled }}
@@ -153,6 +264,11 @@ volumeMounts:
       - secret:
           name: {{ . }}
       {{- end }}
+      {{- with include "flowgate.adminSecret" . }}
+      - secret:
+          name: {{ . }}
+          items: [{key: {{ $.Values.adminToken.key }}, path: flowgate-admin-token}]
+      {{- end }}
 {{- if .Values.rrsa.enabled }}
 - name: flowgate-rrsa
   projected:
@@ -163,4 +279,9 @@ volumeMounts:
 {{- with .Values.volumes }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* The job names the release, so that two releases are never counted together, and the alerts find it by its name. */}}
+{{- define "flowgate.relabelings" -}}
+- {targetLabel: job, replacement: flowgate/{{ .Release.Namespace }}/{{ .Release.Name }}}
 {{- end -}}
