@@ -2,11 +2,13 @@
 //! loops on both cores.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use crate::busy::BusyLoops;
+use crate::caller::try_exchange;
 use crate::crowd::{Size, Target};
 use crate::endpoint::{Endpoint, Seen};
 use crate::flowgate;
@@ -21,8 +23,7 @@ pub(crate) struct Row {
     is_busy: bool,
 }
 
-/// Time after a start until all tokens are free: they may just have been used. Longer with a store,
-/// which must be found.
+/// Time after a start until all tokens are free: they may just have been used.
 const START: Duration = Duration::from_secs(3);
 
 /// Twice the number of cores of the machine in the table.
@@ -70,6 +71,17 @@ pub(crate) fn rows(quick: bool) -> Vec<Row> {
     rows
 }
 
+async fn store_is_up(admin: SocketAddr) {
+    let request = format!("GET /metrics HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+    loop {
+        let reply = try_exchange(admin, request.as_bytes()).await;
+        if reply.is_some_and(|reply| reply.body.contains("\nflowgate_store_up 1\n")) {
+            return;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 // === impl Row ===
 
 impl Row {
@@ -94,6 +106,9 @@ impl Row {
         let upstream = format!("http://{}", endpoint.addr);
         let process =
             flowgate::start(&upstream, self.size.accounts, &format!("{limit}{store}")).await;
+        if self.has_store {
+            store_is_up(process.admin).await;
+        }
         sleep(START).await;
         let busy = self.is_busy.then(|| BusyLoops::start(BUSY_LOOPS));
         let host = process.proxy.to_string();

@@ -198,18 +198,19 @@ async fn a_probe_that_is_refused_pauses_the_lane_again(harness: Harness) {
 
 async fn episodes_lower_the_rate(harness: Harness) {
     sent(&harness).await.1.answered();
-    let mut seen = vec![harness.view().effective_per_second];
+    let rate = || harness.view().effective_per_second;
     for _ in 0..5 {
-        sent(&harness)
-            .await
-            .1
-            .throttled(Some(Duration::from_millis(1)));
-        let (_, probe) = sent(&harness).await;
-        seen.push(harness.view().effective_per_second);
-        probe.answered();
+        let (_, throttled) = sent(&harness).await;
+        // Between episodes it rises, the more the slower the machine is.
+        let before = rate();
+        throttled.throttled(Some(Duration::from_millis(1)));
+        // Over a store the report is on its way. If the rate is never lower, this has no end.
+        while rate() >= before {
+            sleep(Duration::from_millis(1)).await;
+        }
+        sent(&harness).await.1.answered();
     }
-    assert!(seen.windows(2).all(|two| two[1] < two[0]), "{seen:?}");
-    assert!(seen[5] < 0.7 * seen[0] && seen[5] > 0.2, "{seen:?}");
+    assert!(rate() > 0.2, "{}", rate());
 }
 
 async fn refusals_of_one_episode_are_one_congestion_event_and_the_longest_hint_holds(
