@@ -57,6 +57,7 @@ mod serializers;
 mod source_text;
 mod sources;
 mod stamps;
+mod suspects;
 mod telemetry;
 pub(crate) mod tls;
 mod units;

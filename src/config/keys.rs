@@ -50,7 +50,7 @@ static BY_PATH: LazyLock<HashMap<&str, &Key>> =
     LazyLock::new(|| KEYS.iter().map(|key| (key.path, key)).collect());
 
 /// The table whose keys are repeated within [`FROM`].
-const CREDENTIALS: &str = "accounts[].credentials";
+pub(crate) const CREDENTIALS: &str = "accounts[].credentials";
 
 /// The source of a role. Its table has the keys of [`CREDENTIALS`] and some of its own, to any
 /// depth; only the keys of its own are in the table of keys.
