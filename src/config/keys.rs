@@ -118,6 +118,16 @@ pub(crate) fn names(table: &str) -> Vec<&'static str> {
     names
 }
 
+/// Returns the default of a key as it is written in a file.
+pub(crate) fn default_in_toml(path: &str) -> String {
+    let key = find(path).expect("the path of a key");
+    let default = key.default.expect("a key with a default");
+    match key.kind {
+        Kind::Count | Kind::Flag | Kind::List => default.to_owned(),
+        _ => format!("\"{default}\""),
+    }
+}
+
 // === impl Key ===
 
 impl Key {
