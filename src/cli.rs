@@ -13,29 +13,30 @@ use clap_complete::Shell;
 use crate::config::Bind;
 
 pub mod ask;
+pub mod init;
 pub mod journal;
 pub(crate) mod new_client;
 pub mod pages;
+pub(crate) mod reference;
 pub mod status;
 pub(crate) mod table;
 
-/// The text below the list of commands and options.
-const AFTER_HELP: &str = "\
-Without a command, flowgate runs the proxy until SIGTERM or SIGINT.
-
-Exit codes: 0 success; 1 a failed start or a negative result of a command; 64 an invalid command
-line, configuration or journal file.";
-
 /// A client-side rate-limiting proxy for Alibaba Cloud's CAMS API.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
-#[command(name = "flowgate", version = crate::VERSION, about, after_help = AFTER_HELP)]
+#[command(name = "flowgate", version = crate::VERSION, about, after_help = reference::after_help())]
 pub struct Cli {
     /// The configuration file, or a directory of *.toml files. Without it, only environment
     /// variables are read.
     ///
-    /// The commands journal, completions and man do not use it. An empty FLOWGATE_CONFIG counts as
+    /// The commands init, journal, completions and man do not use it. An empty FLOWGATE_CONFIG counts as
     /// unset.
-    #[arg(long, value_name = "PATH", env = "FLOWGATE_CONFIG", global = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        env = "FLOWGATE_CONFIG",
+        global = true
+    )]
     #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub config: Option<PathBuf>,
     /// What to do instead of running the proxy.
@@ -46,6 +47,12 @@ pub struct Cli {
 /// What Flowgate does instead of running the proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
+    /// Write a commented configuration for a sidecar or a gateway.
+    ///
+    /// It names the variables or files of secrets and contains none. What is left to do is printed
+    /// on standard error.
+    #[command(subcommand)]
+    Init(init::Init),
     /// Validate the configuration and print every error with its key and line.
     ///
     /// Without errors, print the source of each account's credentials.
@@ -185,6 +192,8 @@ mod tests {
         };
         assert_eq!(parse("flowgate check --config f.toml"), check);
         assert_eq!(parse("flowgate --config f.toml check"), check);
+        assert_eq!(parse("flowgate check -c f.toml"), check);
+        assert_eq!(parse("flowgate -c f.toml check"), check);
         let live = Command::Check {
             print: false,
             live: true,

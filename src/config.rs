@@ -57,6 +57,7 @@ mod serializers;
 mod source_text;
 mod sources;
 mod stamps;
+mod suspects;
 mod telemetry;
 pub(crate) mod tls;
 mod units;
@@ -64,7 +65,9 @@ mod upstreams;
 
 pub(crate) use check::accounts::DEFAULT_ACCOUNT;
 pub(crate) use check::ids::{access_key, check_account_id, check_client_id};
+pub(crate) use check::listen::check_host_name;
 pub(crate) use credentials_uri::may_be_asked;
+pub(crate) use keys::default_in_toml;
 pub(crate) use secrets::{file as secret_file, one_line, private as private_file};
 pub(crate) use stamps::{Stamp, Stamps, stamp};
 pub(crate) use units::Time;

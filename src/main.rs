@@ -11,9 +11,10 @@ use std::process::ExitCode;
 use std::thread;
 
 use flowgate::cli::ask::{self, Admin};
+use flowgate::cli::init::Init;
 use flowgate::cli::status::Status;
 use flowgate::cli::{Cli, ClientCommand, Command, journal as print_journal, pages};
-use flowgate::config::{Bind, Loaded, Source, account_lines, effective};
+use flowgate::config::{Bind, Loaded, Mistakes, Source, account_lines, effective};
 use flowgate::observe::journal;
 use flowgate::process::systemd::InheritedSockets;
 use flowgate::process::{hardening, logging};
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     };
     match &cli.command {
         None => run(source, sealed),
+        Some(Command::Init(init)) => initial(init),
         Some(Command::Check { print, live }) => check(&source, *print, *live),
         Some(Command::Status(wanted)) => status(wanted, &source),
         Some(Command::Health { ready, admin }) => health(&source, *ready, admin.clone()),
@@ -72,7 +74,7 @@ fn main() -> ExitCode {
 fn run(source: Source, sealed: io::Result<()>) -> ExitCode {
     let loaded = match source.load() {
         Ok(loaded) => loaded,
-        Err(mistakes) => return unusable(&mistakes),
+        Err(mistakes) => return rejected(&mistakes),
     };
     match serve(source, loaded, sealed) {
         Ok(()) => ExitCode::SUCCESS,
@@ -137,6 +139,17 @@ fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
+/// Writes a configuration, and prints what is left to do.
+fn initial(init: &Init) -> ExitCode {
+    match init.write() {
+        Ok(written) => {
+            eprintln!("{}", written.next);
+            write(written.text.as_bytes())
+        }
+        Err(mistake) => unusable(&format!("flowgate: {mistake}")),
+    }
+}
+
 /// Validates the configuration, and prints the sources of its accounts' credentials; with `print`,
 /// all of it. With `live` it tries the credentials, and prints the sources with the result.
 fn check(source: &Source, print: bool, live: bool) -> ExitCode {
@@ -144,11 +157,9 @@ fn check(source: &Source, print: bool, live: bool) -> ExitCode {
         config, warnings, ..
     } = match source.load() {
         Ok(loaded) => loaded,
-        Err(mistakes) => return unusable(&mistakes),
+        Err(mistakes) => return rejected(&mistakes),
     };
-    for warning in warnings {
-        eprintln!("warning: {warning}");
-    }
+    warn(&warnings);
     if source.file.is_some() {
         eprintln!("the configuration is valid");
     } else {
@@ -293,6 +304,18 @@ fn print(text: Result<Zeroizing<String>, String>) -> ExitCode {
 fn write(text: &[u8]) -> ExitCode {
     drop(io::stdout().write_all(text));
     ExitCode::SUCCESS
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
+/// Prints the mistakes of a configuration, and the variables that may be their cause.
+fn rejected(mistakes: &Mistakes) -> ExitCode {
+    warn(mistakes.warnings());
+    unusable(mistakes)
 }
 
 fn unusable(mistake: &dyn Display) -> ExitCode {

@@ -27,7 +27,7 @@ pub fn new_client(
     let secret = secret()?;
     let (shown, place) = match secret_file {
         None => {
-            let variable = variable(id);
+            let variable = variable("CLIENT", id);
             (
                 Zeroizing::new(format!("secret: {}\n\n", *secret)),
                 format!("env = \"{variable}\""),
@@ -94,9 +94,9 @@ fn secret() -> Result<Zeroizing<String>, String> {
     Ok(secret)
 }
 
-/// Returns the name of the variable that holds the client's secret.
-fn variable(id: &str) -> String {
-    let mut name = "FLOWGATE_CLIENT_".to_owned();
+/// Returns the name of the variable that holds the secret of a client or an account.
+pub(super) fn variable(owner: &str, id: &str) -> String {
+    let mut name = format!("FLOWGATE_{owner}_");
     for char in id.chars() {
         name.push(match char {
             'a'..='z' | 'A'..='Z' | '0'..='9' => char.to_ascii_uppercase(),

@@ -23,10 +23,10 @@ use crate::primitives::secret::Secret;
 
 mod account_upstreams;
 pub(super) mod accounts;
-mod credentials;
+pub(super) mod credentials;
 pub(super) mod ids;
 mod limits;
-mod listen;
+pub(super) mod listen;
 mod quota;
 mod sts;
 mod tls;

@@ -17,13 +17,14 @@ use super::mistakes::{Mistake, Origin};
 use crate::acs::limits::DOCUMENTED;
 use crate::primitives::secret::never_shown;
 
-const PREFIX: &str = "FLOWGATE_";
+/// The first characters of the variables that set keys.
+pub(super) const PREFIX: &str = "FLOWGATE_";
 
 /// The value of a variable that sets a table without keys.
 const EMPTY_TABLE: &str = "{}";
 
 /// The path of the configuration, which is not a key. Read in `cli.rs`.
-const FILE: &str = "FLOWGATE_CONFIG";
+pub(super) const FILE: &str = "FLOWGATE_CONFIG";
 
 /// The environment variables. Some are secrets.
 pub(crate) struct Environment {
@@ -63,11 +64,7 @@ impl Environment {
     /// Returns the variable's value, unless it is empty or not UTF-8.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.asked.borrow_mut().insert(name.to_owned());
-        self.variables
-            .get(name)?
-            .as_deref()
-            .map(String::as_str)
-            .filter(|value| !value.is_empty())
+        self.value(name)
     }
 
     /// Whether the variable is set to the empty text.
@@ -114,19 +111,37 @@ impl Environment {
             .collect()
     }
 
-    /// Returns the variables with Flowgate's prefix that match no key. Call it last, when all
-    /// variables that hold secrets have been read.
-    pub(crate) fn unknown(&self) -> Vec<&str> {
+    /// Returns the variables with Flowgate's prefix, in any case, that match no key. Call it last,
+    /// when all variables that hold secrets have been read.
+    pub(super) fn unknown(&self) -> Vec<&str> {
         let asked = self.asked.borrow();
-        self.named()
-            .filter(|name| steps(name).is_none() && !asked.contains(*name))
+        self.names()
+            .filter(|name| {
+                let start = name.get(..PREFIX.len());
+                start.is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+            })
+            .filter(|name| *name != FILE && steps(name).is_none() && !asked.contains(*name))
             .collect()
     }
 
+    /// Returns the names of all variables.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.variables.keys().map(String::as_str)
+    }
+
+    /// Returns the variable's value as [`get`](Self::get) does, without using it.
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        let value = self.variables.get(name)?.as_deref()?;
+        Some(value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    /// Whether the variable's value has been used.
+    pub(super) fn was_asked(&self, name: &str) -> bool {
+        self.asked.borrow().contains(name)
+    }
+
     fn named(&self) -> impl Iterator<Item = &str> {
-        self.variables
-            .keys()
-            .map(String::as_str)
+        self.names()
             .filter(|name| name.starts_with(PREFIX) && *name != FILE)
     }
 }

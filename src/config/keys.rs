@@ -50,7 +50,7 @@ static BY_PATH: LazyLock<HashMap<&str, &Key>> =
     LazyLock::new(|| KEYS.iter().map(|key| (key.path, key)).collect());
 
 /// The table whose keys are repeated within [`FROM`].
-const CREDENTIALS: &str = "accounts[].credentials";
+pub(crate) const CREDENTIALS: &str = "accounts[].credentials";
 
 /// The source of a role. Its table has the keys of [`CREDENTIALS`] and some of its own, to any
 /// depth; only the keys of its own are in the table of keys.
@@ -116,6 +116,16 @@ pub(crate) fn names(table: &str) -> Vec<&'static str> {
         names.extend(name.filter(|name| !names.contains(name)));
     }
     names
+}
+
+/// Returns the default of a key as it is written in a file.
+pub(crate) fn default_in_toml(path: &str) -> String {
+    let key = find(path).expect("the path of a key");
+    let default = key.default.expect("a key with a default");
+    match key.kind {
+        Kind::Count | Kind::Flag | Kind::List => default.to_owned(),
+        _ => format!("\"{default}\""),
+    }
 }
 
 // === impl Key ===

@@ -11,7 +11,7 @@ use super::mistakes::Mistakes;
 use super::read::{Reader, Section};
 use super::sources::{self, Sources};
 use super::stamps::Stamps;
-use super::{Bind, Config};
+use super::{Bind, Config, suspects};
 use crate::primitives::secret::Secret;
 
 /// A configuration without mistakes.
@@ -52,20 +52,17 @@ pub fn load(
         ..
     } = reader;
     let files = files.into_inner();
+    let suspects = suspects::warnings(&environment, file, config.as_ref());
     let Some(config) = config else {
-        return Err(Mistakes::new(names, mistakes.into_inner(), files));
+        let mistakes = Mistakes::new(names, mistakes.into_inner(), files);
+        return Err(mistakes.with_warnings(suspects));
     };
     let mut warnings = warnings.into_inner();
     for name in environment.ignored() {
         let name = name.escape_debug();
         warnings.push(format!("{name}: set but empty, so it is ignored"));
     }
-    for name in environment.unknown() {
-        warnings.push(format!(
-            "{}: unknown variable, ignored",
-            name.escape_debug()
-        ));
-    }
+    warnings.extend(suspects);
     Ok(Loaded {
         config,
         warnings,

@@ -42,6 +42,8 @@ pub struct Mistake {
 pub struct Mistakes {
     names: FileNames,
     list: Vec<Mistake>,
+    /// Variables that may be the cause. Not part of the text.
+    warnings: Vec<String>,
     /// The stamps of every file that was read or looked for: a change in one of them may correct
     /// the mistakes. Never shown, because a path may be a misplaced secret.
     pub(crate) files: Stamps,
@@ -127,7 +129,22 @@ impl Mistakes {
     pub(crate) fn new(names: FileNames, mut list: Vec<Mistake>, files: Stamps) -> Self {
         list.sort_by(|a, b| a.origin.cmp(&b.origin));
         list.dedup();
-        Self { names, list, files }
+        Self {
+            names,
+            list,
+            warnings: Vec::new(),
+            files,
+        }
+    }
+
+    /// Adds warnings of variables that may be the cause.
+    pub(crate) fn with_warnings(self, warnings: Vec<String>) -> Self {
+        Self { warnings, ..self }
+    }
+
+    /// Returns the warnings of variables that may be the cause, such as misspelt ones.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Formats the first mistakes and the number of the others, because a log line is bounded.
@@ -135,6 +152,7 @@ impl Mistakes {
         let shown = Self {
             names: self.names.clone(),
             list: self.list.iter().take(SHOWN).cloned().collect(),
+            warnings: Vec::new(),
             files: Stamps::new(),
         };
         match self.list.len().checked_sub(SHOWN) {

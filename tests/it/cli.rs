@@ -261,7 +261,7 @@ async fn completions_and_manual_pages_have_every_command() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let (code, script, _) = said(&["completions", shell]).await;
         assert!(
-            code == Some(0) && script.contains("token-file"),
+            code == Some(0) && script.contains("token-file") && script.contains("access-key-id"),
             "{shell}: {script}"
         );
     }
@@ -284,6 +284,9 @@ async fn completions_and_manual_pages_have_every_command() {
         "-client-new",
         "-completions",
         "-health",
+        "-init",
+        "-init-gateway",
+        "-init-sidecar",
         "-journal",
         "-man",
         "-status",
@@ -291,6 +294,29 @@ async fn completions_and_manual_pages_have_every_command() {
     for page in pages.map(|name| folder.path().join(format!("flowgate{name}.1"))) {
         assert!(page.exists(), "{}", page.display());
     }
+    let written = std::fs::read_to_string(folder.path().join("flowgate.1")).unwrap();
+    assert_eq!(written, page);
+    let sections: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix(".SH "))
+        .map(|title| title.trim_matches('"'))
+        .collect();
+    assert_eq!(
+        sections,
+        [
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "OPTIONS",
+            "SUBCOMMANDS",
+            "EXIT STATUS",
+            "ENVIRONMENT",
+            "FILES",
+            "SIGNALS",
+            "EXAMPLES",
+            "VERSION"
+        ]
+    );
     let (code, _, why) = said(&["man", "/none"]).await;
     assert_eq!(
         (code, why.as_str()),
@@ -298,6 +324,109 @@ async fn completions_and_manual_pages_have_every_command() {
             Some(1),
             "flowgate: /none: No such file or directory (os error 2)\n"
         )
+    );
+}
+
+#[tokio::test]
+async fn help_lists_the_exit_codes() {
+    let (code, help, _) = said(&["--help"]).await;
+    assert_eq!(code, Some(0));
+    for line in [
+        "-c, --config <PATH>",
+        "\n  1   a failed start or a negative result of a command\n",
+        "\n  64  an invalid command line, configuration or journal file\n",
+    ] {
+        assert!(help.contains(line), "{help}");
+    }
+}
+
+#[tokio::test]
+async fn an_initial_configuration_passes_the_check_once_its_secrets_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("flowgate.toml");
+    let file = file.to_str().unwrap();
+    let secrets = folder.path().join("secrets");
+    let mut args: Vec<_> =
+        "init gateway --account acme --access-key-id LTAI-acme --secrets secrets -o"
+            .split(' ')
+            .collect();
+    args.push(file);
+    let (code, stdout, next) = said(&args).await;
+    assert_eq!((code, &*stdout), (Some(0), ""), "{next}");
+    let text = std::fs::read_to_string(file).unwrap();
+    let (code, _, says) = said(&["check", "-c", file]).await;
+    assert_eq!(code, Some(64));
+    assert_eq!(
+        says.matches("access_key_secret.file: file not found")
+            .count(),
+        2,
+        "{says}"
+    );
+    // The steps that it prints.
+    std::fs::create_dir(&secrets).unwrap();
+    std::fs::write(secrets.join("acme"), "k3y").unwrap();
+    let new = next
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("flowgate client new "));
+    let new = ["client", "new"].into_iter().chain(new.unwrap().split(' '));
+    let (code, _, says) = said(&new.collect::<Vec<_>>()).await;
+    assert_eq!(code, Some(0), "{says}");
+    let checked = said(&["check", "-c", file]).await;
+    assert_eq!(
+        (checked.0, &*checked.2),
+        (Some(0), "the configuration is valid\n")
+    );
+    let (code, _, says) = said(&args).await;
+    let expected = format!("flowgate: --output: {file}: the file exists (--force overwrites it)\n");
+    assert_eq!((code, says), (Some(64), expected));
+    args.push("--force");
+    assert_eq!(said(&args).await.0, Some(0));
+    assert_eq!(std::fs::read_to_string(file).unwrap(), text);
+}
+
+#[tokio::test]
+async fn an_initial_configuration_is_printed_without_an_output_file() {
+    let (code, text, next) = said(&["init", "sidecar"]).await;
+    assert_eq!(
+        (code, &*next),
+        (Some(0), "next:\n  flowgate check -c FILE\n")
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let checked = said(&["check", "-c", file.path().to_str().unwrap()]).await;
+    assert_eq!(
+        (checked.0, &*checked.2),
+        (Some(0), "the configuration is valid\n")
+    );
+    let (code, text, says) = said(&["init", "gateway"]).await;
+    let expected =
+        "flowgate: expected --access-key-id or --credentials: what Flowgate signs with\n";
+    assert_eq!((code, &*text, &*says), (Some(64), "", expected));
+}
+
+#[tokio::test]
+async fn check_names_misspelt_variables_also_beside_a_mistake() {
+    let warning = "warning: FLOWGATE_LISTEN_PROXY: unknown variable, ignored: did you mean \
+                   FLOWGATE_LISTEN__PROXY?\n";
+    let says = async |mode: &str| {
+        let mut command = flowgate(&["check"]);
+        let output = command
+            .env("FLOWGATE_LISTEN_PROXY", "127.0.0.1:1")
+            .env("FLOWGATE_MODE", mode)
+            .output()
+            .await
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (code, valid) = says("enforce").await;
+    assert!(code == Some(0) && valid.starts_with(warning), "{valid}");
+    let (code, invalid) = says("watch").await;
+    assert!(
+        code == Some(64) && invalid.starts_with(&format!("{warning}FLOWGATE_MODE: mode: ")),
+        "{invalid}"
     );
 }
 

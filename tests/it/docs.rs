@@ -5,12 +5,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-fn read(path: &str) -> String {
+pub(crate) fn read(path: &str) -> String {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
     text.unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn files(folder: &str, extension: &str) -> Vec<String> {
+pub(crate) fn files(folder: &str, extension: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
         let entry = entry.unwrap();
@@ -77,6 +77,25 @@ fn the_runbook_has_a_row_for_each_warning_and_error_of_the_log() {
         }
     }
     assert!(count > 20, "{count}");
+}
+
+#[test]
+fn the_page_of_the_first_week_names_each_critical_alert() {
+    let rules = read("deploy/prometheus/rules.yaml");
+    let page = read("docs/first-week.md");
+    let named: BTreeSet<_> = code_spans(&page).collect();
+    let alerts = rules.split("- alert: ").skip(1);
+    let critical: Vec<_> = alerts
+        .filter(|alert| alert.contains("severity: critical"))
+        .filter_map(|alert| alert.lines().next())
+        .collect();
+    assert!(critical.len() > 5, "{critical:?}");
+    for alert in critical {
+        assert!(
+            named.contains(alert),
+            "{alert} is not in docs/first-week.md"
+        );
+    }
 }
 
 #[test]

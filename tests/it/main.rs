@@ -28,6 +28,7 @@ mod client_keys;
 mod config;
 mod config_directory;
 mod config_size;
+mod doc_commands;
 mod docs;
 mod early_refusals;
 mod hang_up;

@@ -87,6 +87,14 @@ async fn a_proxy_variable_that_is_not_read_is_named_by_check_and_at_start() {
     );
     let proxy = ("FLOWGATE_UPSTREAM__PROXY", "http://proxy.test:3128");
     assert!(!check(&[proxy]).await.contains("HTTPS_PROXY"));
+    for (exempt, is_warned) in [
+        ("localhost, .aliyuncs.com", false),
+        ("*", false),
+        ("uncs.com,", true),
+    ] {
+        let said = check(&[("no_proxy", exempt)]).await;
+        assert_eq!(said.contains("HTTPS_PROXY"), is_warned, "{exempt}: {said}");
+    }
     // The simulator is on this machine, where no proxy is expected.
     let loopback = ("FLOWGATE_UPSTREAM__URL", "http://127.0.0.1:1");
     assert!(!check(&[loopback]).await.contains("HTTPS_PROXY"));

@@ -22,7 +22,7 @@ mod ecs_role;
 mod file;
 mod profile;
 mod role;
-pub(super) mod variables;
+pub(in crate::config) mod variables;
 
 /// The names of the sources.
 const SOURCES: [&str; 7] = [

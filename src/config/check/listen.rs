@@ -12,6 +12,16 @@ use crate::config::units::Size;
 use crate::config::{Bind, Listen};
 use crate::primitives::secret::Secret;
 
+/// The form of one of Flowgate's own names.
+const NAME_FORM: &str = "a host name such as flowgate.internal";
+
+/// Checks one of Flowgate's own names. The error describes what is expected.
+pub(crate) fn check_host_name(text: &str) -> Result<(), String> {
+    host_name(text)
+        .map(drop)
+        .ok_or_else(|| format!("expected {NAME_FORM}"))
+}
+
 /// Checks the section. `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     let proxy = bind(&section.key("proxy"));
@@ -29,7 +39,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         .text("permissions in octal such as 0660", permissions);
     let names = section
         .key("names")
-        .list(|entry| entry.text("a host name such as flowgate.internal", host_name));
+        .list(|entry| entry.text(NAME_FORM, host_name));
     let tls = section.key("tls").given(tls::check);
     let trusted_proxies = trusted_proxies(&mut section);
     let proxy_protocol = proxy_protocol(&mut section, proxy.as_ref(), trusted_proxies.as_deref());

@@ -10,9 +10,9 @@ use crate::config::{Scheme, StsEndpoint};
 /// The endpoint without a region. It is in mainland China.
 const DEFAULT_HOST: &str = "sts.aliyuncs.com";
 
-const ENDPOINT_VARIABLE: &str = "ALIBABA_CLOUD_STS_ENDPOINT";
-const REGION_VARIABLE: &str = "ALIBABA_CLOUD_STS_REGION";
-const VPC_VARIABLE: &str = "ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED";
+pub(super) const ENDPOINT_VARIABLE: &str = "ALIBABA_CLOUD_STS_ENDPOINT";
+pub(super) const REGION_VARIABLE: &str = "ALIBABA_CLOUD_STS_REGION";
+pub(super) const VPC_VARIABLE: &str = "ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED";
 
 const ENDPOINT_FORM: &str = "a host with or without a port, such as \
                              sts.ap-southeast-1.aliyuncs.com; STS is asked over HTTPS only";

@@ -22,7 +22,17 @@ pub(super) const URL: &str =
 const OWN_LISTENER: &str = "this is one of Flowgate's own listeners: expected another address";
 
 /// Variables by which other programs choose a proxy.
-const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+const PROXY_VARIABLES: [&str; 6] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
+/// Variables that list hosts which are reached without a proxy.
+const EXEMPT_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// `[upstream]`, with what the accounts' upstreams need of it.
 pub(super) struct Base {
@@ -125,7 +135,7 @@ impl Endpoint {
             refuse_plaintext(url);
         }
         if proxy.is_none() {
-            warn_of_variables(url.reader);
+            warn_of_variables(url.reader, &self.host);
         }
     }
 }
@@ -239,8 +249,22 @@ fn proxy_credentials(key: Field<'_>) -> Option<Secret> {
     None
 }
 
-/// Tells an operator whose environment names a proxy that Flowgate does not use it.
-fn warn_of_variables(reader: &Reader) {
+/// Tells an operator whose environment names a proxy, also for `host`, that Flowgate does not use it.
+fn warn_of_variables(reader: &Reader, host: &str) {
+    let is_exempt = |entry: &str| {
+        let entry = entry.trim().trim_start_matches('*').trim_start_matches('.');
+        let before = host.strip_suffix(entry);
+        // Only `*` is empty now.
+        entry.is_empty() || before.is_some_and(|it| it.is_empty() || it.ends_with('.'))
+    };
+    let mut entries = EXEMPT_VARIABLES
+        .into_iter()
+        .filter_map(|name| reader.environment.get(name))
+        .flat_map(|entries| entries.split(','))
+        .filter(|entry| !entry.trim().is_empty());
+    if entries.any(is_exempt) {
+        return;
+    }
     let set: Vec<_> = PROXY_VARIABLES
         .into_iter()
         .filter(|name| reader.environment.get(name).is_some())

@@ -4,6 +4,7 @@
 
 use super::SourceReader;
 use crate::config::check::ids::{KEY_FORM, access_key};
+use crate::config::check::sts;
 use crate::config::mistakes::Origin;
 use crate::config::read::{Field, KeyLocation, Reader, Section};
 use crate::config::secrets::one_line;
@@ -12,7 +13,7 @@ use crate::primitives::secret::Secret;
 
 /// The first characters of Alibaba's variables.
 const PREFIX: &str = "ALIBABA_CLOUD";
-const ACCESS_KEY_ID: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
+pub(in crate::config) const ACCESS_KEY_ID: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
 const ACCESS_KEY_SECRET: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
 const SECURITY_TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 const CREDENTIALS_URI: &str = "ALIBABA_CLOUD_CREDENTIALS_URI";
@@ -41,9 +42,31 @@ const SOURCES: [&str; 6] = [
     PROFILE,
 ];
 
+/// All variables of Alibaba's SDKs that Flowgate reads.
+pub(in crate::config) const READ: [&str; 18] = [
+    ACCESS_KEY_ID,
+    ACCESS_KEY_SECRET,
+    SECURITY_TOKEN,
+    CREDENTIALS_URI,
+    ROLE_ARN,
+    OIDC_PROVIDER_ARN,
+    OIDC_TOKEN_FILE,
+    ROLE_SESSION_NAME,
+    EXTERNAL_ID,
+    ECS_METADATA,
+    ECS_METADATA_DISABLED,
+    IMDSV1_DISABLED,
+    PROFILE,
+    CLI_PROFILE_DISABLED,
+    CONFIG_FILE,
+    sts::ENDPOINT_VARIABLE,
+    sts::REGION_VARIABLE,
+    sts::VPC_VARIABLE,
+];
+
 /// Variables of SDKs and other tools that name or hold credentials, and which Flowgate does not
 /// read.
-const NOT_READ: [&str; 13] = [
+pub(in crate::config) const NOT_READ: [&str; 13] = [
     "ALIBABA_CLOUD_CREDENTIALS_FILE",
     "ALIBABA_CLOUD_BEARER_TOKEN",
     "ALIBABACLOUD_ACCESS_KEY_ID",
