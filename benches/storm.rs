@@ -70,9 +70,9 @@ const BEAT: Duration = Duration::from_millis(1);
 const ASK: Duration = Duration::from_millis(10);
 const CALL: Duration = Duration::from_millis(500);
 
-/// A serving thread must be blocked for less than this many units of work: 5 ms on a quiet machine of
-/// the table, and more on a slower or busier one.
-const MOST_HELD: u32 = 10;
+/// A serving thread must be blocked for less than this many units of work: 11 ms on the machine of the
+/// table. A review of all 4,000 calls for each refusal would take far longer.
+const MOST_HELD: u32 = 100;
 
 /// The bytes that are hashed in one unit of work, and the interval of its measurements.
 const UNIT: usize = 500 * 1024;

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::{JSON, Page, commands};
 use crate::acs::time;
 use crate::call::services::CallServices;
-use crate::call::unknown;
+use crate::call::unknown::{self, WordRefused};
 use crate::idempotency::record::{Created, Resolution, Search, UnknownOutcome};
 use crate::idempotency::records::Count;
 use crate::observe::metrics::{KeySample, OutcomeSample};
@@ -185,13 +185,17 @@ async fn try_settle(
     let (name, outcome) = unknown
         .find(|(_, outcome)| *outcome.order.request_id == *settled.request_id)
         .ok_or_else(gone)?;
-    let resolution = match settled.flow_id {
-        Some(ref flow_id) if unknown::is_of_another(services, name, &outcome, flow_id).await => {
-            let why = "Another call has created the flow of this flow_id: a flow belongs to one \
-                       order.\n";
-            return Err(Page::refused(StatusCode::CONFLICT, why));
-        }
-        Some(ref flow_id) => Resolution::SettledCreated(Created {
+    unknown::check_word(services, name, &outcome, settled.flow_id.as_deref())
+        .await
+        .map_err(|why| {
+            let status = match why {
+                WordRefused::OtherFlow => StatusCode::CONFLICT,
+                WordRefused::NoJournal | WordRefused::NoStore => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            Page::refused(status, format!("{why}\n"))
+        })?;
+    let resolution = match &settled.flow_id {
+        Some(flow_id) => Resolution::SettledCreated(Created {
             flow_id: flow_id.as_str().into(),
             request_id: outcome.known_request_id(),
         }),

@@ -44,6 +44,9 @@ const ACTION: &str = "CreateFlow";
 /// Why the outcome of a call in flight is unknown at the end of its hold.
 const LATE: &str = "CAMS has not answered within the hold";
 
+/// The same of a call whose key is known to this process only.
+const UNRECORDED: &str = "there is no answer yet, and the idempotency key could not be recorded";
+
 /// When a call that waits for another one of its key should be repeated.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
@@ -159,7 +162,10 @@ pub(super) async fn answer(
         format,
         answer_by: Instant::now() + operation.hold,
     };
-    let answered = call.answer(accepted, record).await;
+    let mut answered = call.answer(accepted, record).await;
+    if !services.records.is_protected(order.name) {
+        unprotect(&mut answered);
+    }
     let state = match &answered {
         Ok(response) => reply::key_state(response.headers()),
         Err(refusal) => refusal.key,
@@ -170,6 +176,20 @@ pub(super) async fn answer(
         services.metrics.keyed_call(account, state);
     }
     answered
+}
+
+/// A later process or another replica may not know the record: as without a key, a repetition could
+/// create another flow.
+fn unprotect(answered: &mut Result<Response<Full<Bytes>>, Refusal>) {
+    match answered {
+        Ok(response) => reply::unmark_key(response.headers_mut()),
+        Err(refusal) => {
+            refusal.key = None;
+            if refusal.kind == Kind::OutcomeUnknown && refusal.retry_after.take().is_some() {
+                *refusal = Refusal::unknown(UNRECORDED, ACTION, None);
+            }
+        }
+    }
 }
 
 /// A caller that waits for a record. If it leaves, its own record learns whether an attempt may have
@@ -638,7 +658,10 @@ impl KeyedCall<'_> {
             }
             End::Unknown(unknown) => Some(Err(unknown_outcome(unknown))),
             // CAMS's own refusal is for all who waited for it.
-            End::Released if ending.was_sent() => Some(self.first(ending, record)),
+            End::Released if ending.was_sent() => {
+                let refused = self.first(ending, record);
+                Some(refused.map_err(|refusal| refusal.with_key(KeyState::Attached.label())))
+            }
             End::Released if Instant::now() >= self.answer_by => {
                 Some(Err(self.pending(&Progress::Claimed)))
             }
@@ -747,6 +770,10 @@ impl Runner {
                 Ok(Some(Ok(Some((end, None)))))
             }
             Ok(ClaimedKey::Mismatch) => Err(mismatch()),
+            // CAMS has refused the earlier attempts, and the hold is over.
+            Ok(ClaimedKey::Abandoned) if matches!(self.owner, Some(Owner::Marked(_))) => {
+                Err(still_queued().with_key(KeyState::Pending.label()))
+            }
             Ok(ClaimedKey::Abandoned) => Ok(Some(Ok(None))),
             Err(_logged) => self.lose_store().map(|()| None),
         }
@@ -758,8 +785,17 @@ impl Runner {
             return Err(unshared());
         }
         self.shared = None;
-        self.is_protected = false;
+        self.lose_protection();
         Ok(())
+    }
+
+    fn lose_protection(&mut self) {
+        self.is_protected = false;
+        match &self.owner {
+            Some(Owner::Claimed(claim)) => claim.lose_protection(),
+            Some(Owner::Marked(marked)) => marked.lose_protection(),
+            None => {}
+        }
     }
 
     /// Waits until no caller waits for the call any more.
@@ -776,7 +812,7 @@ impl Runner {
         if self.on_loss == OnKeyLoss::Refuse {
             return Err(unrecorded());
         }
-        self.is_protected = false;
+        self.lose_protection();
         call.needs_no_journal();
         call.record.queued_again(Duration::ZERO);
         Ok(())

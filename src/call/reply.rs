@@ -156,6 +156,11 @@ pub(crate) fn replay(
     response
 }
 
+/// The answer is not protected by the call's idempotency key.
+pub(crate) fn unmark_key(headers: &mut HeaderMap) {
+    headers.remove(FLOWGATE_IDEMPOTENCY);
+}
+
 /// What the answer has to do with the call's idempotency key.
 pub(crate) fn key_state(headers: &HeaderMap) -> Option<&'static str> {
     let stated = headers.get(FLOWGATE_IDEMPOTENCY)?;

@@ -11,6 +11,23 @@ use crate::idempotency::record::{OrderKind, Resolution, UnknownOutcome};
 use crate::idempotency::shared::{LearnedBy, SharedEnd, SharedState, Taken};
 use crate::observe::journal::{Resolved, ResolvedAs};
 
+/// Why an operator's word is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WordRefused {
+    #[error("Another call has created the flow of this flow_id: a flow belongs to one order.")]
+    OtherFlow,
+    #[error(
+        "The journal cannot be written, so a restart would forget this. Nothing was changed: say it \
+         again when the journal is up."
+    )]
+    NoJournal,
+    #[error(
+        "The store that replicas share does not answer, or has just lost its data, so the other \
+         replicas would not learn this. Nothing was changed: say it again in some seconds."
+    )]
+    NoStore,
+}
+
 /// Ends an unknown outcome in the store, then here, and answers the callers that wait for it. Returns
 /// the outcome that was unknown; `None` if it is not unknown any more.
 pub(crate) async fn resolve(
@@ -26,8 +43,10 @@ pub(crate) async fn resolve(
             let outcome = resolve_here(services, name, Resolution::Created(created));
             outcome.filter(|_| is_the_same)
         }
-        // Another replica was first: nothing was created, and the key's next call is under way there.
-        Some(SharedState::Claimed | SharedState::Open) if resolution.flow_id().is_some() => {
+        // Another replica was first: nothing was created. The key's next call may be under way there.
+        Some(SharedState::Absent | SharedState::Claimed | SharedState::Open)
+            if resolution.flow_id().is_some() =>
+        {
             resolve_here(services, name, Resolution::Absent);
             None
         }
@@ -86,25 +105,54 @@ async fn share(
     if outcome.order.kind != OrderKind::Keyed {
         return None;
     }
-    let shared = shared.resolve(name, &outcome.order, end);
+    let by = match resolution {
+        Resolution::SettledCreated(_) | Resolution::SettledNotCreated => LearnedBy::Word,
+        _ => LearnedBy::Look,
+    };
+    let shared = shared.resolve(name, &outcome.order, end, by);
     shared.await.ok().flatten()
 }
 
-/// Whether a flow is known as that of another call, here or at another replica.
-pub(crate) async fn is_of_another(
+/// Checks that an operator's word would hold: here, after a restart, and at all replicas. `flow_id`: of
+/// the flow that was created, if the word is that.
+///
+/// # Errors
+/// It would not, and nothing was changed.
+pub(crate) async fn check_word(
     services: &CallServices,
     name: RecordName,
     outcome: &UnknownOutcome,
-    flow_id: &str,
-) -> bool {
-    if services.records.has_flow(flow_id) {
-        return true;
+    flow_id: Option<&str>,
+) -> Result<(), WordRefused> {
+    if flow_id.is_some_and(|id| services.records.has_flow(id)) {
+        return Err(WordRefused::OtherFlow);
+    }
+    if services.journal.as_ref().is_some_and(|it| !it.is_up()) {
+        return Err(WordRefused::NoJournal);
     }
     let Some(shared) = &services.shared_records else {
-        return false;
+        return Ok(());
     };
-    let taken = shared.take_flow(name, &outcome.order, flow_id, LearnedBy::Word);
-    taken.await == Ok(Taken::Owned)
+    let order = &outcome.order;
+    if order.kind == OrderKind::Keyed
+        && matches!(
+            shared.read(name, order).await,
+            Err(_) | Ok(SharedState::Gated)
+        )
+    {
+        return Err(WordRefused::NoStore);
+    }
+    let Some(flow_id) = flow_id else {
+        return Ok(());
+    };
+    match shared
+        .take_flow(name, order, flow_id, LearnedBy::Word)
+        .await
+    {
+        Ok(Taken::Owned) => Err(WordRefused::OtherFlow),
+        Err(_) | Ok(Taken::Gated) => Err(WordRefused::NoStore),
+        Ok(Taken::Mine | Taken::OtherOpen | Taken::OtherUnknown) => Ok(()),
+    }
 }
 
 /// Reports that an unknown outcome is not remembered any longer.

@@ -2,7 +2,7 @@
 //! record rather than for the call, so that the call continues without them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -145,6 +145,8 @@ pub(crate) struct Answer {
 pub(super) struct Running {
     pub(super) order: Arc<Order>,
     progress: watch::Sender<Progress>,
+    /// False: it is known to this process only, although others should know it.
+    is_protected: AtomicBool,
     waiters: AtomicUsize,
     /// Notified when the last waiter has left.
     abandoned: Notify,
@@ -242,6 +244,7 @@ impl Running {
         Arc::new(Self {
             order,
             progress: watch::Sender::new(Progress::Claimed),
+            is_protected: AtomicBool::new(true),
             waiters: AtomicUsize::new(0),
             abandoned: Notify::new(),
         })
@@ -257,6 +260,14 @@ impl Running {
             *progress = Progress::Open;
             false
         });
+    }
+
+    pub(super) fn is_protected(&self) -> bool {
+        self.is_protected.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn lose_protection(&self) {
+        self.is_protected.store(false, Ordering::Relaxed);
     }
 
     /// Whether an attempt of the call may have left.

@@ -83,6 +83,7 @@ struct Done {
     at: Instant,
     /// Whether its answer is only for the first repetition: no caller has got it yet.
     is_for_one: bool,
+    is_protected: bool,
 }
 
 /// What a call with a record finds.
@@ -223,6 +224,17 @@ impl Records {
         let restored = restore::take_over(self, attempts, now, clock, is_sought);
         self.unknown_changed.notify_one();
         restored
+    }
+
+    /// Whether a later process and the other replicas know the record, if there are any. A record that
+    /// does not exist has nothing to be known.
+    pub(crate) fn is_protected(&self, name: RecordName) -> bool {
+        let table = self.table.lock();
+        let record = table.records.get(&name);
+        record.is_none_or(|record| match &record.state {
+            State::Running(running) | State::Unknown(running, _) => running.is_protected(),
+            State::Done(done) => done.is_protected,
+        })
     }
 
     /// Whether a record has this FlowId. It reads all records.
@@ -440,6 +452,7 @@ impl Done {
             created: created.clone(),
             at,
             is_for_one,
+            is_protected: running.is_protected(),
         })
     }
 }
@@ -546,6 +559,13 @@ impl Claim {
         }
     }
 
+    /// The call is sent although its record is known here only.
+    pub(crate) fn lose_protection(&self) {
+        if let Some(owned) = &self.0 {
+            owned.running.lose_protection();
+        }
+    }
+
     /// Another replica has sent an attempt of this call.
     pub(crate) fn follow(&self) {
         if let Some(owned) = &self.0 {
@@ -578,6 +598,13 @@ impl Drop for Claim {
 // === impl Marked ===
 
 impl Marked {
+    /// The call is sent although its record is known here only.
+    pub(crate) fn lose_protection(&self) {
+        if let Some(owned) = &self.owned {
+            owned.running.lose_protection();
+        }
+    }
+
     /// Another attempt may leave from now on.
     pub(crate) fn again(mut self) -> Self {
         self.at = SystemTime::now();

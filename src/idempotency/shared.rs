@@ -195,10 +195,14 @@ impl SharedRecords {
         name: RecordName,
         order: &Order,
         end: SharedEnd,
+        by: LearnedBy,
     ) -> Result<Option<SharedState>, Unavailable> {
         let owner = match self.read(name, order).await? {
             SharedState::Unknown(record) => record.owner,
-            SharedState::Absent if matches!(end, SharedEnd::Done(_)) => Owner::none(),
+            // CAMS shows the flow, whatever was recorded before.
+            SharedState::Absent if by == LearnedBy::Look && matches!(end, SharedEnd::Done(_)) => {
+                Owner::none()
+            }
             other => return Ok(Some(other)),
         };
         let settlement = Settlement {

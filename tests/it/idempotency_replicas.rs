@@ -221,6 +221,10 @@ async fn without_the_store_new_keys_are_refused_or_sent_without_protection() {
     assert_eq!(without.send(refuses.proxy).await.status, 200);
     let sent = send(&sends, "unprotected").await;
     assert_eq!((sent.status, state(&sent)), (200, ""), "{sent:?}");
+    // The other replica does not know it, now or later.
+    let again = send(&sends, "unprotected").await;
+    assert_eq!((again.status, state(&again)), (200, ""), "{again:?}");
+    assert_eq!(flow_id(&again), flow_id(&sent));
 
     redis.start_again().await;
     let served = until_served(&refuses, "new", "first").await;

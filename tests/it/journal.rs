@@ -275,7 +275,7 @@ async fn calls_continue_while_the_journal_cannot_be_written_and_a_torn_line_cost
     assert_eq!(
         process
             .logged(
-                "the journal cannot be written; calls continue without it",
+                "the journal cannot be written; calls without a key continue",
                 1
             )
             .await

@@ -286,6 +286,70 @@ async fn a_word_of_created_does_not_hold_while_another_replica_repeats_the_call(
 }
 
 #[tokio::test]
+async fn a_word_of_not_created_holds_before_the_call_is_repeated() {
+    let sim = endpoint("next=1,close-after").await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    let [at_a, at_b] = lose([&a, &b], "lost").await;
+    let first = settle(a.admin, &not_created(&at_a)).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    let second = settle(b.admin, &created(&at_b, "2")).await;
+    assert_eq!(second.status, 404, "{second:?}");
+    is(&send(b.proxy, "lost").await, 200, "first");
+    is(&send(a.proxy, "lost").await, 200, "replayed");
+}
+
+#[tokio::test]
+async fn a_word_is_refused_while_the_store_cannot_record_it() {
+    let sim = endpoint("next=1,close-after").await;
+    let mut redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    let [at_a, _] = lose([&a, &b], "lost").await;
+    redis.stop().await;
+    let degraded = "flowgate_keys_degraded";
+    Metrics::until(a.admin, degraded, |seen| seen == 1.0).await;
+    for word in [created(&at_a, "1"), not_created(&at_a)] {
+        let refused = settle(a.admin, &word).await;
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert_eq!(listed(a.admin).await.len(), 1);
+    }
+    redis.start_again().await;
+    // The store is new: a word is taken when both replicas have published.
+    let taken = loop {
+        let answer = settle(a.admin, &created(&at_a, "1")).await;
+        if answer.status != 503 {
+            break answer;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(taken.status, 200, "{taken:?}");
+    for replica in [&a, &b] {
+        let again = send(replica.proxy, "lost").await;
+        is(&again, 200, "replayed");
+        assert_eq!(again.json()["Data"]["FlowId"], "1");
+    }
+}
+
+#[tokio::test]
+async fn a_word_is_refused_while_the_journal_cannot_record_it() {
+    let sim = endpoint("next=1,close-after").await;
+    let folder = tempfile::tempdir().unwrap();
+    let process = start(&sim, &folder.path().join("journal")).await;
+    is(&send(process.proxy, "lost").await, 409, "unknown");
+    let id = request_id(process.admin, "lost").await;
+    process.files_end_at(Some(0));
+    // The journal learns of the full disk by a line.
+    let refused = send(process.proxy, "other").await;
+    assert_eq!(refused.status, 400, "{refused:?}");
+    let refused = settle(process.admin, &created(&id, "1")).await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    process.files_end_at(None);
+    is(&send(process.proxy, "other").await, 200, "first");
+    let taken = settle(process.admin, &created(&id, "1")).await;
+    assert_eq!(taken.status, 200, "{taken:?}");
+}
+
+#[tokio::test]
 async fn only_a_permitted_and_complete_word_ends_an_unknown_outcome() {
     for (more, headers, status) in [
         ("", vec![("authorization", TOKEN)], 403),

@@ -303,7 +303,7 @@ function troubles(shown) {
     if (!reachable) add('UpstreamUnreachable', `${url}: ${reason}`, `${url} has been unreachable for ${seconds(down)}. Its calls wait until their hold ends, and nothing is sent. Check the network, DNS and ${proxy ? `the proxy ${proxy}` : 'proxies'} between this machine and it.`);
   }
   if (store && !store.up) add('StoreDown', '', 'The store of the shared quota does not respond. Each replica continues with its part of the quota, or refuses calls (quota.on_store_failure). Check the store and the network to it.');
-  if (journal && !journal.up) add('JournalDown', '', 'The journal cannot be written; calls continue without it. Check the disk and the permissions of its directory.');
+  if (journal && !journal.up) add('JournalDown', '', 'The journal cannot be written; calls without a key continue. Check the disk and the permissions of its directory.');
   if (journal && journal.shared && !store) add('JournalShared', '', 'A process that was started earlier writes the same journal. They do not know each other\'s idempotency keys: a key that both get may create two flows. End the earlier one, or use a store.');
   if (config.refused) add('ReloadFailed', '', 'The last configuration that was read has mistakes; the previous one stays in force. Correct the mistakes below, then send SIGHUP or save the file again.', config.refused);
   for (const lane of shown.lanes) {

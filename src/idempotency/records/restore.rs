@@ -237,6 +237,7 @@ impl FoundAttempt {
             // Whether a caller has got the answer is not in the journal.
             End::Done(_) if order.kind != OrderKind::Keyed => return,
             End::Done(created) => State::Done(Done {
+                is_protected: true,
                 fingerprint: order.fingerprint,
                 created,
                 at,

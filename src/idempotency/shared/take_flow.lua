@@ -26,11 +26,12 @@ local owner = redis.call('GET', KEYS[4])
 if owner and owner ~= NAME then
   return { id, 'owned' }
 end
-if HOW == 'look' and not owner then
-  local found = is_gated(id, since, PUBLISHED, LEASE, LEAST_AGE) and 'gated' or others()
-  if found then
-    return { id, found }
-  end
+if HOW ~= 'answer' and not owner and is_gated(id, since, PUBLISHED, LEASE, LEAST_AGE) then
+  return { id, 'gated' }
+end
+local found = HOW == 'look' and not owner and others()
+if found then
+  return { id, found }
 end
 if HOW ~= 'word' then
   redis.call('SET', KEYS[4], NAME, 'PX', LIFETIME)

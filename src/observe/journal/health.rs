@@ -84,7 +84,7 @@ impl Health {
             self.metrics.journal_failed();
         }
         self.outage(errors as u64, now, |errors| {
-            tracing::error!(%error, errors, "the journal cannot be written; calls continue without it");
+            tracing::error!(%error, errors, "the journal cannot be written; calls without a key continue");
         });
     }
 

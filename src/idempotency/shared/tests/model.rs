@@ -185,7 +185,7 @@ fn without_the_owner_of_a_flow_a_key_gets_the_flow_of_another() {
 
 #[test]
 fn without_the_calls_of_a_name_a_key_gets_the_flow_of_another() {
-    finds_wrong_flow(&[(Op::TakeFlow, "or others()", "or nil")]);
+    finds_wrong_flow(&[(Op::TakeFlow, "and others()", "and nil")]);
 }
 
 #[test]
