@@ -356,7 +356,7 @@ fn queue(arrival: &Arrival, limit_per_second: Option<f64>) -> Vec<String> {
     why.push(match tokens_free {
         0 => format!("None of the lane's {tokens} tokens was free at its arrival."),
         free => format!(
-            "{free} of the lane's {tokens} tokens were free at its arrival, so it waited for a \
+            "Of the lane's {tokens} tokens {free} could be used at its arrival, so it waited for a \
              connection, a pause or earlier calls."
         ),
     });
