@@ -1,9 +1,10 @@
-//! The admin port: the status page at `/`, kept current by `/events`; `/metrics` for Prometheus;
-//! `/livez` and `/readyz` for orchestrators and load balancers; `/lanes`, `/unknown` and `/config`
-//! as JSON; and operator actions, by POST. It is a separate port so that no admin path hides a path
+//! The admin port: the status page at `/`, kept current by `/events`, and the page of a call;
+//! `/metrics` for Prometheus; `/livez` and `/readyz` for orchestrators and load balancers; `/lanes`,
+//! `/history`, `/calls`, `/unknown` and `/config` as JSON; and operator actions, by POST. It is a separate port so that no admin path hides a path
 //! of CAMS. Access rules are in `admin/access.rs`.
 
 mod access;
+mod calls;
 mod commands;
 mod events;
 mod misdirected;
@@ -50,6 +51,8 @@ struct Page {
 /// Maximum number of unknown outcomes at `/unknown`; the oldest are listed.
 const LISTED: usize = 10_000;
 
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 const EVENTS: &str = "text/event-stream";
@@ -57,23 +60,27 @@ const EVENTS: &str = "text/event-stream";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The status page's files, embedded in the binary: path, content type, text.
-const FILES: [(&str, &str, &str); 3] = [
-    (
-        "/",
-        "text/html; charset=utf-8",
-        include_str!("admin/page/page.html"),
-    ),
+const FILES: [(&str, &str, &str); 8] = [
+    ("/", HTML, include_str!("admin/page/page.html")),
+    (CALL_HTML, HTML, include_str!("admin/page/call.html")),
     (
         "/page.css",
         "text/css; charset=utf-8",
         include_str!("admin/page/page.css"),
     ),
+    ("/page.js", SCRIPT, include_str!("admin/page/page.js")),
+    ("/call.js", SCRIPT, include_str!("admin/page/call.js")),
     (
-        "/page.js",
-        "text/javascript; charset=utf-8",
-        include_str!("admin/page/page.js"),
+        "/callview.js",
+        SCRIPT,
+        include_str!("admin/page/callview.js"),
     ),
+    ("/charts.js", SCRIPT, include_str!("admin/page/charts.js")),
+    ("/common.js", SCRIPT, include_str!("admin/page/common.js")),
 ];
+
+/// The file for every path of a call.
+const CALL_HTML: &str = "/call.html";
 
 /// Headers of every response: no caching, sniffing, framing or referrer, and the page may load only
 /// its own files.
@@ -101,6 +108,12 @@ impl Admin {
 
     async fn page(&self, request: Box<Request<ReceivedBody>>, disconnect: &Disconnect) -> Page {
         let path = request.uri().path();
+        let path = if calls::wants_html(path, request.headers()) {
+            CALL_HTML
+        } else {
+            path
+        };
+        let query = request.uri().query().unwrap_or_default();
         let config_snapshot = self.services.current_config.load_full();
         let listen = &config_snapshot.config.listen;
         if let Err((status, why)) = access::check(listen, path, request.headers()) {
@@ -120,23 +133,26 @@ impl Admin {
                 }
             }
             (_, Some(_)) => Page::not_allowed("POST"),
-            (&Method::GET, None) => self.page_at(path).await,
+            (&Method::GET, None) => self.page_at(path, query).await,
             // The headers of GET, without a subscription to the events.
             (&Method::HEAD, None) if path == "/events" => Page::ok(EVENTS, ""),
             (&Method::HEAD, None) => Page {
                 body: Page::ok(TEXT, "").body,
-                ..self.page_at(path).await
+                ..self.page_at(path, query).await
             },
             _ => Page::not_allowed("GET, HEAD"),
         }
     }
 
-    async fn page_at(&self, path: &str) -> Page {
+    async fn page_at(&self, path: &str, query: &str) -> Page {
         match path {
             "/metrics" => Page::ok(METRICS, self.built(Self::metrics).await),
             "/livez" => Page::ok(TEXT, "ok\n"),
             "/readyz" => self.readyz(),
             "/lanes" => Page::ok(JSON, self.built(Self::lanes).await),
+            "/history" => Page::ok(JSON, self.built(Self::history).await),
+            "/calls" => calls::list(&self.services, query),
+            path if path.starts_with(calls::PATH) => calls::one(&self.services, path),
             "/unknown" => Page::ok(JSON, self.built(Self::unknown).await),
             "/config" => Page::ok(JSON, self.built(Self::config).await),
             "/events" => match self.events.subscribe(&self.services) {
@@ -155,7 +171,7 @@ impl Admin {
         match FILES.iter().find(|(known, ..)| *known == path) {
             Some((_, content_type, text)) => Page::ok(content_type, *text),
             None => {
-                let why = "There is the page at /, and /metrics, /livez, /readyz, /lanes, /unknown, /config and /events.\n";
+                let why = "There is the page at /, and /metrics, /livez, /readyz, /lanes, /history, /calls, /unknown, /config and /events.\n";
                 Page::refused(StatusCode::NOT_FOUND, why)
             }
         }
@@ -199,6 +215,11 @@ impl Admin {
             sessions: &sessions,
             keys: unknown::sample(&self.services),
         })
+    }
+
+    fn history(&self) -> String {
+        let history = serde_json::to_string(&self.services.limiter.history());
+        history.expect("a history can be serialised")
     }
 
     fn unknown(&self) -> String {

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use crate::admin::Admin;
 use crate::app::reload::Reloader;
 use crate::app::start_error::StartError;
-use crate::app::state::{AppState, sweep};
+use crate::app::state::{AppState, sample, sweep};
 use crate::call;
 use crate::call::services::CallServices;
 use crate::config::{Bind, Config, Loaded, Source};
@@ -134,6 +134,7 @@ impl App {
         ));
         tokio::spawn(sweep(Arc::downgrade(&state)));
         tokio::spawn(journal::end_sharing(Arc::downgrade(calls)));
+        tokio::spawn(sample(Arc::downgrade(calls)));
         tokio::spawn(call::looks::run(Arc::downgrade(calls)));
         log_ready(&state);
         Ok(Self {

@@ -272,7 +272,7 @@ impl<'a> ActiveCall<'a> {
     /// Waits for the permission to send one attempt. Not an `async fn`: that would enlarge the
     /// future of every queued call.
     fn queue(&mut self) -> impl Future<Output = Result<SendPermit<Upstream>, Refusal>> {
-        self.limited_call.permit()
+        self.limited_call.permit_for(self.record.way())
     }
 
     /// Builds the request of one attempt with the current configuration, for the permit's

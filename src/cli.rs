@@ -20,6 +20,7 @@ pub mod pages;
 pub(crate) mod reference;
 pub mod status;
 pub(crate) mod table;
+pub mod why;
 
 /// A client-side rate-limiting proxy for Alibaba Cloud's CAMS API.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -74,6 +75,11 @@ pub enum Command {
     ///
     /// Exit code 1 if Flowgate does not answer.
     Status(status::Status),
+    /// Show the way of a call that has ended, and why it waited.
+    ///
+    /// A running Flowgate keeps the 1000 successful and the 1000 other calls that ended last. Exit
+    /// code 1 if the call is not among them, or Flowgate does not answer.
+    Why(why::Why),
     /// Check whether a running Flowgate is alive (for container health checks).
     ///
     /// Exit code 1 if there is no positive answer

@@ -13,6 +13,7 @@ use std::thread;
 use flowgate::cli::ask::{self, Admin};
 use flowgate::cli::init::Init;
 use flowgate::cli::status::Status;
+use flowgate::cli::why::Why;
 use flowgate::cli::{Cli, ClientCommand, Command, journal as print_journal, pages};
 use flowgate::config::{Bind, Loaded, Mistakes, Source, account_lines, effective};
 use flowgate::observe::journal;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Some(Command::Init(init)) => initial(init),
         Some(Command::Check { print, live }) => check(&source, *print, *live),
         Some(Command::Status(wanted)) => status(wanted, &source),
+        Some(Command::Why(wanted)) => why(wanted, &source),
         Some(Command::Health { ready, admin }) => health(&source, *ready, admin.clone()),
         Some(Command::Journal {
             file,
@@ -211,6 +213,19 @@ fn status(wanted: &Status, source: &Source) -> ExitCode {
     }
     match runtime.block_on(wanted.query(&admin)) {
         Ok(text) => write(text.as_bytes()),
+        Err(error) => failed(&error),
+    }
+}
+
+/// Prints the way of a call.
+fn why(wanted: &Why, source: &Source) -> ExitCode {
+    let admin = match wanted.admin(source) {
+        Ok(admin) => admin,
+        Err(mistake) => return unusable(&mistake),
+    };
+    match runtime().map(|runtime| runtime.block_on(wanted.query(&admin))) {
+        Ok(Ok(text)) => write(text.as_bytes()),
+        Ok(Err(error)) => failed(&error),
         Err(error) => failed(&error),
     }
 }

@@ -12,13 +12,18 @@ use crate::config::{Bind, Listen};
 
 /// Paths without a token: endpoints for machines that cannot keep a secret, and the page's static
 /// files, which show no data. A browser cannot send a token when it loads the page.
-const OPEN: [&str; 6] = [
+const OPEN: [&str; 11] = [
     "/metrics",
     "/livez",
     "/readyz",
     "/",
+    "/call.html",
     "/page.css",
     "/page.js",
+    "/call.js",
+    "/callview.js",
+    "/charts.js",
+    "/common.js",
 ];
 
 /// A status, and a line that says how to get access.
@@ -176,7 +181,16 @@ mod tests {
             ("TOKEN", "a-long-token"),
         ];
         let home = [guarded[1], guarded[2]];
-        for path in ["/lanes", "/config", "/events", "/lanes/pause", "/nothing"] {
+        for path in [
+            "/lanes",
+            "/history",
+            "/calls",
+            "/calls/A-1",
+            "/config",
+            "/events",
+            "/lanes/pause",
+            "/nothing",
+        ] {
             assert_eq!(status_of(&open, path, &[]), 403, "{path}");
             assert_eq!(status_of(&guarded, path, &[]), 401, "{path}");
             for wrong in [

@@ -10,6 +10,7 @@ use crate::call::current_config::{ConfigSnapshot, SessionAccount};
 use crate::call::services::CallServices;
 use crate::config;
 use crate::credentials::keeper::KeeperView;
+use crate::observe::record::Filter;
 use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
 use crate::upstream::{Reach, Upstream, Upstreams};
@@ -19,6 +20,9 @@ const LANES: usize = 200;
 
 /// Maximum number of unknown outcomes in a snapshot; the oldest are kept.
 const UNKNOWN: usize = 50;
+
+/// Maximum number of calls in a snapshot; those that ended last are kept.
+const CALLS: usize = 50;
 
 /// Builds a snapshot.
 pub(super) fn snapshot(services: &CallServices) -> Value {
@@ -39,6 +43,8 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
     json!({
         "at_ms": millis(since_1970(SystemTime::now())),
         "version": env!("CARGO_PKG_VERSION"),
+        "instance": rustix::system::uname().nodename().to_string_lossy(),
+        "uptime_seconds": services.limiter.started().elapsed().as_secs(),
         "phase": phase(services.phases.now()),
         "mode": config.mode.to_string(),
         "may_order": config.listen.admin_actions,
@@ -61,7 +67,7 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         "lanes": lanes,
         "all_unknown": services.records.count().unknown,
         "unknown": unknown::views(services, UNKNOWN),
-        "calls": services.telemetry.recent.views(),
+        "calls": services.telemetry.recent.views(&Filter::default(), CALLS),
     })
 }
 

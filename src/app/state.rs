@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::app::journal;
 use crate::call::current_config::Endpoints;
@@ -14,6 +14,7 @@ use crate::call::services::{CallServices, bounds_of_keys, times_of_keys};
 use crate::config::{Bind, Config};
 use crate::credentials::keepers::Keepers;
 use crate::limiter::shared::Quota;
+use crate::observe::history;
 use crate::observe::metrics::Metrics;
 use crate::observe::otlp::Exporter;
 use crate::observe::record::{CallTelemetry, Recent};
@@ -222,6 +223,20 @@ pub(crate) async fn sweep(state: Weak<AppState>) {
         // With 100,000 lanes a sweep takes long, so not on a serving thread. A panic of one sweep
         // is logged where it happens; the next sweep still runs.
         drop(tokio::task::spawn_blocking(move || state.tidy_up()).await);
+    }
+}
+
+/// Takes the samples of the last 15 minutes until the process ends.
+pub(crate) async fn sample(calls: Weak<CallServices>) {
+    let mut times = interval(history::INTERVAL);
+    times.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    times.tick().await;
+    loop {
+        times.tick().await;
+        let Some(calls) = calls.upgrade() else { return };
+        // A sample visits all lanes, so not on a serving thread.
+        let sample = move || calls.limiter.sample(calls.telemetry.recent.ended());
+        drop(tokio::task::spawn_blocking(sample).await);
     }
 }
 

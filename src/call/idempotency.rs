@@ -316,6 +316,7 @@ fn answer_of(call: &mut ActiveCall<'_>, judged: Judged, advice: Duration) -> Ans
         code,
         attempts,
         waited,
+        notes: call.record.take_notes(),
         is_protected: true,
     }
 }
@@ -349,7 +350,7 @@ fn end_of(judged: &Judged, attempt: Option<Box<str>>, is_sought: bool) -> CallEn
     }
 }
 
-fn refused(refusal: Refusal, record: &Record) -> Answer {
+fn refused(refusal: Refusal, record: &mut Record) -> Answer {
     let CallStats { waited, attempts } = record.service();
     Answer {
         outcome: refusal.kind.outcome(),
@@ -357,6 +358,7 @@ fn refused(refusal: Refusal, record: &Record) -> Answer {
         result: Err(refusal),
         attempts,
         waited,
+        notes: record.take_notes(),
         is_protected: true,
     }
 }
@@ -539,7 +541,7 @@ impl KeyedCall<'_> {
                 End::Released => Err(reply::internal()),
             };
         };
-        record.follow(answer.attempts, answer.waited);
+        record.follow(answer.attempts, answer.waited, answer.notes.clone());
         let state = self.state_of(&ending.end).filter(|_| answer.is_protected);
         match &answer.result {
             Ok(response) => {
@@ -746,7 +748,7 @@ impl Runner {
             Ok(Some(ended)) => ended,
             // Its callers have left; dropping the claim frees the record.
             Ok(None) => (CallEnd::NotCreated, None),
-            Err(refusal) => (CallEnd::NotCreated, Some(refused(refusal, &record))),
+            Err(refusal) => (CallEnd::NotCreated, Some(refused(refusal, &mut record))),
         };
         self.end(end, answer).await;
     }

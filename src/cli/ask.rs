@@ -53,16 +53,13 @@ pub enum AskError {
 const WITHIN: Duration = Duration::from_secs(2);
 
 /// Sends a GET request for `path`.
-pub async fn ask(admin: &Admin, path: &'static str) -> Result<AdminResponse, AskError> {
+pub async fn ask(admin: &Admin, path: &str) -> Result<AdminResponse, AskError> {
     timeout(WITHIN, exchange(admin, path))
         .await
         .unwrap_or_else(|_| Err(AskError::Slow(admin.bind.clone(), WITHIN.as_secs())))
 }
 
-async fn exchange(
-    Admin { bind, token }: &Admin,
-    path: &'static str,
-) -> Result<AdminResponse, AskError> {
+async fn exchange(Admin { bind, token }: &Admin, path: &str) -> Result<AdminResponse, AskError> {
     let mut request = Request::get(path);
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, bearer(token));

@@ -2,7 +2,7 @@
 //! every second. Fields that another version does not report have their default.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -87,31 +87,38 @@ const EVERY: Duration = Duration::from_secs(1);
 /// ANSI: moves the cursor home and clears the screen.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
+/// Returns the address and token to use. The token of the configuration is sent only to the
+/// listener of the configuration.
+pub(super) fn listener(
+    admin: Option<&Bind>,
+    token_file: Option<&Path>,
+    source: &Source,
+) -> Result<Admin, String> {
+    let token = token_file
+        .map(secret_file)
+        .transpose()
+        .map_err(|mistake| format!("--token-file: {mistake}"))?;
+    if let Some(bind) = admin {
+        return Ok(Admin {
+            bind: bind.clone(),
+            token,
+        });
+    }
+    let bind = source.admin().map_err(|mistakes| mistakes.to_string())?;
+    if token.is_some() {
+        return Ok(Admin { bind, token });
+    }
+    let token = source.admin_token();
+    let token = token.map_err(|mistakes| format!("{mistakes}\n(or use --token-file)"))?;
+    Ok(Admin { bind, token })
+}
+
 // === impl Status ===
 
 impl Status {
-    /// Returns the address and token to use. The token of the configuration is sent only to the
-    /// listener of the configuration.
+    /// See [`listener`].
     pub fn admin(&self, source: &Source) -> Result<Admin, String> {
-        let token = self
-            .token_file
-            .as_deref()
-            .map(secret_file)
-            .transpose()
-            .map_err(|mistake| format!("--token-file: {mistake}"))?;
-        if let Some(bind) = &self.admin {
-            return Ok(Admin {
-                bind: bind.clone(),
-                token,
-            });
-        }
-        let bind = source.admin().map_err(|mistakes| mistakes.to_string())?;
-        if token.is_some() {
-            return Ok(Admin { bind, token });
-        }
-        let token = source.admin_token();
-        let token = token.map_err(|mistakes| format!("{mistakes}\n(or use --token-file)"))?;
-        Ok(Admin { bind, token })
+        listener(self.admin.as_ref(), self.token_file.as_deref(), source)
     }
 
     /// Queries the lanes once and formats them.

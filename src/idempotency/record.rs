@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, FlowNameHash, flow_name_hash};
 use crate::error::{Outcome, Refusal};
+use crate::observe::record::CallNotes;
 use crate::primitives::id::{AccountId, ClientId};
 
 pub(crate) use crate::observe::journal::OrderKind;
@@ -137,6 +138,8 @@ pub(crate) struct Answer {
     pub(crate) attempts: u32,
     /// Time from the arrival to the permit of the last attempt.
     pub(crate) waited: Duration,
+    /// What was noted of its attempts and its way.
+    pub(crate) notes: CallNotes,
     /// False: the call was sent although its key could not be recorded for all replicas.
     pub(crate) is_protected: bool,
 }

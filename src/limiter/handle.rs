@@ -16,7 +16,8 @@ use crate::error::Refusal;
 use crate::limiter::fair::{FairQueue, QueueEntry};
 use crate::limiter::inner::LimiterInner;
 use crate::limiter::lane::{
-    Context, Effect, End, Event, Grant, Lane, Next, StoreRequest, StoreTiming, Waiting,
+    Activity, Context, Effect, End, Event, Forecast, Grant, Lane, Next, StoreRequest, StoreTiming,
+    Waiting,
 };
 use crate::limiter::pace::Rate;
 use crate::limiter::permit::{PermitLane, SendPermit};
@@ -24,11 +25,14 @@ use crate::limiter::rules::Rules;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{DealRequest, NewPace};
-use crate::limiter::view::{LaneView, ShadowView, describe_tenants};
+use crate::limiter::view::{LaneView, ShadowView, describe_tenants, per_second};
 use crate::limiter::{Connector, refusals};
+use crate::observe::history::{LaneActivity, Paused};
 use crate::observe::metrics::CallMetrics;
+use crate::observe::record::{Arrival, Way};
 use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName};
+use crate::primitives::text::whole_millis;
 
 /// How long the store keeps a learned pace.
 const LEARNED_PACE_TTL: Duration = Duration::from_secs(300);
@@ -161,12 +165,13 @@ impl<K: Connector> LaneHandle<K> {
     }
 
     /// Grants or queues a call. `returning`: the call was admitted before and comes back after a
-    /// throttle refusal.
+    /// throttle refusal. The queue that any other call finds is noted in `way`.
     pub(super) fn enter(
         self: &Arc<Self>,
         entry: &QueueEntry,
         send_by: Instant,
         returning: bool,
+        way: &mut Option<Box<Way>>,
     ) -> Admission<K> {
         let mut locked = self.lock();
         let now = locked.now;
@@ -181,6 +186,7 @@ impl<K: Connector> LaneHandle<K> {
             drop(locked);
             return Admission::Granted(self.permit(connection, grant));
         }
+        let arrival = (!returning).then(|| locked.arrival());
         let (waiter, answer) = oneshot::channel();
         let effects = locked.handle(Event::Arrived {
             entry: entry.clone(),
@@ -191,6 +197,10 @@ impl<K: Connector> LaneHandle<K> {
         let LaneState {
             lane, has_worker, ..
         } = &mut *locked.state;
+        if let Some(arrival) = arrival {
+            let arrival = with_forecast(arrival, lane.take_admitted());
+            way.get_or_insert_default().arrival = Some(arrival);
+        }
         let needs_worker = lane.queue().len() > 0 && !std::mem::replace(has_worker, true);
         if !needs_worker
             && (returning
@@ -252,6 +262,37 @@ impl<K: Connector> LaneHandle<K> {
             .as_ref()
             .map(|shadow| ShadowView::new(&mut shadow.lock(), now));
         LaneView::new(self.metrics.labels(), &locked.state.lane, shadow, now)
+    }
+
+    /// What the lane has done since this was called last, at `since`. In observe mode: the calls
+    /// that were sent, and the queue that the limit would have built up.
+    pub(super) fn take_activity(self: &Arc<Self>, since: Instant) -> LaneActivity<'_> {
+        let mut locked = self.lock();
+        let now = locked.now;
+        let lane = &mut locked.state.lane;
+        let Activity { granted, throttled } = lane.take_activity();
+        let (granted, queued) = match &self.shadow {
+            None => (granted, lane.queue().len()),
+            Some(shadow) => {
+                let mut shadow = shadow.lock();
+                (shadow.take_arrived(), shadow.waiting(now))
+            }
+        };
+        let paused = if lane.pause().operator_pause(now).is_some() {
+            Paused::ByOperator
+        } else if lane.pause().was_throttled_since(since) {
+            Paused::AfterThrottle
+        } else {
+            Paused::No
+        };
+        LaneActivity {
+            labels: self.metrics.label_ids(),
+            limit_per_second: per_second(lane.limit()),
+            granted,
+            throttled,
+            queued,
+            paused,
+        }
     }
 
     /// Applies a reloaded configuration.
@@ -416,6 +457,19 @@ impl<K: Connector> PermitLane for LaneHandle<K> {
     }
 }
 
+/// The call was queued with this forecast, or not queued.
+fn with_forecast(arrival: Arrival, admitted: Option<Forecast>) -> Arrival {
+    match admitted {
+        None => arrival,
+        Some(Forecast { ahead, wait_ms }) => Arrival {
+            ahead,
+            predicted_ms: wait_ms,
+            queued: true,
+            ..arrival
+        },
+    }
+}
+
 /// Delivers the result of a queued call. If the caller has disconnected, a permit is dropped and so
 /// returned.
 pub(super) fn answer<K: Connector>(waiter: Waiter<K>, answer: Result<SendPermit<K>, Refusal>) {
@@ -460,6 +514,20 @@ impl<K: Connector> LockedLane<'_, K> {
     pub(super) fn next(&mut self, is_connected: bool) -> (Next, Option<Instant>) {
         let (lane, cx) = self.lane_and_context();
         lane.next(is_connected, cx)
+    }
+
+    /// The queue as a call finds it that arrives now.
+    fn arrival(&self) -> Arrival {
+        let (lane, now) = (&self.state.lane, self.now);
+        Arrival {
+            ahead: u32::try_from(lane.queue().len()).unwrap_or(u32::MAX),
+            predicted_ms: 0,
+            queued: false,
+            tokens_free: lane.source().free(now),
+            tokens: lane.limit().count.get(),
+            pause_ms: whole_millis(lane.pause().remaining(now)),
+            paused_by_operator: lane.pause().operator_pause(now).is_some(),
+        }
     }
 
     /// See [`Lane::refresh`].

@@ -52,7 +52,13 @@ pub(crate) struct Lane<W> {
     probe: u64,
     /// When the last refused caller was advised to come back.
     last_advised: Instant,
+    /// The forecast for the call that was admitted last.
+    admitted: Option<Forecast>,
     granted: u64,
+    /// `granted` when the activity was taken last.
+    granted_before: u64,
+    /// Attempts that CAMS throttled since the activity was taken last.
+    throttled: u32,
     /// Grants, of any epoch, that were neither written nor returned.
     held: u32,
     effects: VecDeque<Effect<W>>,
@@ -63,6 +69,21 @@ pub(crate) struct Waiting<W> {
     pub(crate) waiter: W,
     /// No attempt is sent after this.
     pub(crate) send_by: Instant,
+}
+
+/// What was forecast for an admitted call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Forecast {
+    /// Queued calls before it.
+    pub(crate) ahead: u32,
+    pub(crate) wait_ms: u32,
+}
+
+/// What a lane has done since this was asked last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Activity {
+    pub(crate) granted: u64,
+    pub(crate) throttled: u32,
 }
 
 /// The permission to send one attempt.
@@ -115,7 +136,10 @@ impl<W> Lane<W> {
             shared_pace: SharedPace::default(),
             probe: 0,
             last_advised: now,
+            admitted: None,
             granted: 0,
+            granted_before: 0,
+            throttled: 0,
             held: 0,
             effects: VecDeque::new(),
         }
@@ -418,6 +442,20 @@ impl<W> Lane<W> {
 
     pub(crate) fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// The forecast for the call that was admitted since the last call of this.
+    pub(crate) fn take_admitted(&mut self) -> Option<Forecast> {
+        self.admitted.take()
+    }
+
+    /// What the lane has done since the last call of this.
+    pub(crate) fn take_activity(&mut self) -> Activity {
+        let before = std::mem::replace(&mut self.granted_before, self.granted);
+        Activity {
+            granted: self.granted - before,
+            throttled: std::mem::take(&mut self.throttled),
+        }
     }
 
     /// Number of grants so far.

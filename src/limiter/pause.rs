@@ -150,6 +150,11 @@ impl Pause {
         })
     }
 
+    /// Whether a pause after a throttle refusal was in force at any time after `then`.
+    pub(crate) fn was_throttled_since(&self, then: Instant) -> bool {
+        self.until.is_some_and(|until| until > then)
+    }
+
     /// The rest of the pause.
     pub(crate) fn remaining(&self, now: Instant) -> Duration {
         self.open_at(now) - now

@@ -20,11 +20,12 @@ use crate::limiter::lane::Event;
 use crate::limiter::permit::SendPermit;
 use crate::limiter::routes::Routes;
 use crate::limiter::rules::Rules;
-use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
 use crate::limiter::view::LaneView;
 use crate::limiter::{Connector, refusals, worker};
+use crate::observe::history::{Ended, History, HistoryView};
 use crate::observe::metrics::Metrics;
+use crate::observe::record::Way;
 use crate::operation::Operation;
 use crate::primitives::byte_budget::{ByteBudget, Reservation};
 use crate::primitives::id::{AccountId, ActionName, ClientId};
@@ -41,6 +42,7 @@ pub(crate) struct Limiter<K: Connector> {
     pub(super) inner: Arc<LimiterInner<K>>,
     /// The next sequence number. One sequence covers all lanes.
     pub(super) next_sequence: AtomicU64,
+    pub(super) history: History,
 }
 
 /// One call in the limiter: its queue entry, its deadline and its memory reservation. Kept through
@@ -86,6 +88,7 @@ impl<K: Connector> Limiter<K> {
             lanes: DashMap::with_shard_amount(SHARDS),
             inner: Arc::new(inner),
             next_sequence: AtomicU64::new(0),
+            history: History::new(started),
         }
     }
 
@@ -258,13 +261,39 @@ impl<K: Connector> Limiter<K> {
         }
     }
 
-    /// Removes lanes that no call uses and that a new lane would equal.
+    /// Takes a sample of the history. `ended` counts the calls that have ended since the start.
+    pub(crate) fn sample(&self, ended: Ended) {
+        let since = self.history.sampled_at();
+        for lane in self.all() {
+            self.history.add(&lane.take_activity(since));
+        }
+        self.history.close(Instant::now(), ended);
+    }
+
+    /// The last 15 minutes.
+    pub(crate) fn history(&self) -> HistoryView {
+        self.history.view(Instant::now())
+    }
+
+    /// When the process started.
+    pub(crate) fn started(&self) -> Instant {
+        self.inner.started
+    }
+
+    /// Removes lanes that no call uses and that a new lane would equal. What they have done goes
+    /// into the history.
     pub(crate) fn forget_idle(&self) {
+        let since = self.history.sampled_at();
         // The shard's lock blocks new users, so a count of one means that the map is the only
         // owner.
         let client_budgets = &self.inner.client_budgets;
-        self.lanes
-            .retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_at_rest());
+        self.lanes.retain(|_, lane| {
+            let is_used = Arc::strong_count(lane) > 1 || !lane.is_at_rest();
+            if !is_used {
+                self.history.add(&lane.take_activity(since));
+            }
+            is_used
+        });
         client_budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
         // A map never gives memory back by itself.
         if self.lanes.len() < self.lanes.capacity() / SHRINK_RATIO {
@@ -312,20 +341,30 @@ fn memory_full<K: Connector>(
 // === impl LimitedCall ===
 
 impl<K: Connector> LimitedCall<K> {
-    /// Waits for the permission to send, at most until the call's send-by time. Dropping the future
-    /// leaves the queue and uses no token.
+    /// Like [`LimitedCall::permit_for`], without a note.
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) async fn permit(&mut self) -> Result<SendPermit<K>, Refusal> {
-        let Some(lane) = self.lane.clone() else {
+        self.permit_for(&mut None).await
+    }
+
+    /// Waits for the permission to send, at most until the call's send-by time. Dropping the future
+    /// leaves the queue and uses no token. The queue that the call finds is noted in `way`.
+    pub(crate) async fn permit_for(
+        &mut self,
+        way: &mut Option<Box<Way>>,
+    ) -> Result<SendPermit<K>, Refusal> {
+        // Borrowed: a clone would be a part of the memory of each queued call.
+        let Some(lane) = &self.lane else {
             return self.unlimited_permit().await;
         };
-        if let Some(shadow) = &lane.shadow {
-            self.observe(&lane, shadow);
+        if lane.shadow.is_some() {
+            self.observe();
             return self.unlimited_permit().await;
         }
         let returning = std::mem::replace(&mut self.admitted, true);
         // A statement of its own keeps an immediate permit out of the future's state, and so out of
         // the memory of each queued call.
-        let answer = match lane.enter(&self.entry, self.send_by, returning) {
+        let answer = match lane.enter(&self.entry, self.send_by, returning, way) {
             Admission::Granted(permit) => return Ok(permit),
             Admission::Queued {
                 answer,
@@ -337,7 +376,7 @@ impl<K: Connector> LimitedCall<K> {
                 answer
             }
         };
-        let mut guard = QueueGuard::new(&lane, &self.entry);
+        let mut guard = QueueGuard::new(lane, &self.entry);
         guard.answered(tokio::time::timeout_at(self.send_by, answer).await)
     }
 
@@ -373,8 +412,15 @@ impl<K: Connector> LimitedCall<K> {
             .map_or(Duration::ZERO, |lane| lane.predicted_wait(Instant::now()))
     }
 
-    /// Counts once what the limit would have done with the call.
-    fn observe(&mut self, lane: &LaneHandle<K>, shadow: &Mutex<Shadow>) {
+    /// In observe mode: counts once what the limit would have done with the call.
+    fn observe(&mut self) {
+        let Some((lane, shadow)) = self
+            .lane
+            .as_ref()
+            .and_then(|lane| Some((lane, lane.shadow.as_ref()?)))
+        else {
+            return;
+        };
         let is_drained = self
             .limiter
             .drain_by()

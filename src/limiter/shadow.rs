@@ -26,6 +26,8 @@ pub(crate) struct Shadow {
     waiting: VecDeque<(Instant, ClientId)>,
     /// The length of the would-be queue per client. Contains no zeros.
     waiting_by_client: HashMap<ClientId, usize>,
+    /// Calls that arrived since the activity was taken last.
+    arrived: u64,
 }
 
 /// What the limit would have done with a call.
@@ -56,6 +58,7 @@ impl Shadow {
             sends: std::iter::repeat_n(started, limit.count.get() as usize).collect(),
             waiting: VecDeque::new(),
             waiting_by_client: HashMap::new(),
+            arrived: 0,
         }
     }
 
@@ -80,6 +83,7 @@ impl Shadow {
         hold: Duration,
         now: Instant,
     ) -> ShadowDecision {
+        self.arrived += 1;
         self.advance(now);
         let wait = self.wait(now);
         if !wait.is_zero() {
@@ -110,6 +114,11 @@ impl Shadow {
     pub(crate) fn waiting(&mut self, now: Instant) -> usize {
         self.advance(now);
         self.waiting.len()
+    }
+
+    /// Calls that arrived, and so were sent, since the last call of this.
+    pub(crate) fn take_arrived(&mut self) -> u64 {
+        std::mem::take(&mut self.arrived)
     }
 
     /// How long a call that arrives now would wait.

@@ -26,6 +26,7 @@ use crate::limiter::shared::protocol::{Answer, DatedSlot, View};
 use crate::limiter::shared::slots::{Slots, Start};
 use crate::limiter::source::Source;
 use crate::limiter::{Command, Connector, LaneView, Limiter, Receipt, view};
+use crate::observe::history::History;
 use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
 use crate::primitives::byte_budget::ByteBudget;
@@ -35,6 +36,7 @@ use crate::store::State;
 mod bounds;
 mod commands;
 mod endpoint;
+mod history;
 mod learning;
 mod pauses;
 mod prediction;
@@ -219,6 +221,7 @@ impl Harness {
             lanes: DashMap::new(),
             inner: Arc::new(inner),
             next_sequence: AtomicU64::new(0),
+            history: History::new(started),
         };
         Self {
             queue: Arc::new(queue),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::config::Limit;
 use crate::limiter::fair::FairQueue;
 use crate::limiter::lane::{Lane, Waiting};
 use crate::limiter::pause::OperatorPause;
@@ -113,7 +114,7 @@ impl LaneView {
         Self {
             account: account.to_owned(),
             action: action.to_owned(),
-            limit_per_second: f64::from(limit.count.get()) / limit.window.as_secs_f64(),
+            limit_per_second: per_second(limit),
             effective_per_second: rate.per_second(),
             gap_seconds: rate.gap.as_secs_f64(),
             queued: queue.len(),
@@ -199,6 +200,11 @@ impl ShadowView {
             predicted_wait_seconds: shadow.wait(now).as_secs_f64(),
         }
     }
+}
+
+/// The rate of a limit.
+pub(super) fn per_second(limit: Limit) -> f64 {
+    f64::from(limit.count.get()) / limit.window.as_secs_f64()
 }
 
 /// Describes the five tenants with the longest queues, for the log.

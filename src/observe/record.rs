@@ -3,6 +3,7 @@
 //! disconnected.
 
 mod recent;
+mod way;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,11 +18,12 @@ use crate::error::{ClaimedIdentity, Kind, Outcome, Refusal};
 use crate::observe::metrics::{CallMetrics, Metrics};
 use crate::observe::otlp::{Call, Exporter};
 use crate::observe::record::recent::EndedCall;
-pub(crate) use crate::observe::record::recent::Recent;
+pub(crate) use crate::observe::record::recent::{CallDetails, CallView, Filter, Recent};
+pub(crate) use crate::observe::record::way::{Arrival, AttemptNote, Way};
 use crate::observe::trace::{Kind as StepKind, Timestamp, Trace};
 use crate::operation::Operation;
 use crate::primitives::id::AccountId;
-use crate::primitives::text::{capped, capped_at, millis};
+use crate::primitives::text::{capped, capped_at, millis, whole_millis};
 
 /// Where the results of calls are reported.
 pub(crate) struct CallTelemetry {
@@ -51,11 +53,11 @@ pub(crate) struct Record {
     /// Milliseconds from the arrival to the latest send permit. A `Duration` would make the future of
     /// a call larger.
     waited_ms: Option<u32>,
-    /// Milliseconds that it has waited for a session of its account.
-    session_ms: u32,
     /// CAMS's request id of the latest attempt.
     cams_request_id: Option<Box<str>>,
     trace: Option<Box<Trace>>,
+    /// Only for a call that waited or whose attempt failed.
+    way: Option<Box<Way>>,
     order: Option<Box<OrderNote>>,
     ended: bool,
 }
@@ -79,6 +81,14 @@ pub(crate) struct CallStats {
     pub(crate) attempts: u32,
 }
 
+/// What is noted of a call besides.
+#[derive(Clone, Default)]
+pub(crate) struct CallNotes {
+    /// CAMS's request id of the latest attempt.
+    cams_request_id: Option<Box<str>>,
+    way: Option<Box<Way>>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Arriving,
@@ -94,13 +104,14 @@ struct CallEnd<'a> {
     detail: &'a str,
 }
 
+/// The code of a successful attempt.
+const OK: &str = "OK";
+
 /// The longest `detail` in bytes. Flowgate's own text, in which each part from outside is bounded:
 /// the longest names the services of a chain of roles, their status, code and request id.
 const MAX_DETAIL: usize = 1000;
-
-fn whole_millis(time: Duration) -> u32 {
-    u32::try_from(millis(time)).unwrap_or(u32::MAX)
-}
+/// The same for the calls that are kept in memory.
+const MAX_KEPT_DETAIL: usize = 400;
 
 // === impl Record ===
 
@@ -118,9 +129,9 @@ impl Record {
             stage: Stage::Arriving,
             attempts: 0,
             waited_ms: None,
-            session_ms: 0,
             cams_request_id: None,
             trace: None,
+            way: None,
             order: None,
             ended: false,
         }
@@ -153,9 +164,11 @@ impl Record {
         }
     }
 
-    /// Takes over the attempts and the wait of the call that answered for this one.
-    pub(crate) fn follow(&mut self, attempts: u32, waited: Duration) {
+    /// Takes over the attempts, the wait and the notes of the call that answered for this one.
+    pub(crate) fn follow(&mut self, attempts: u32, waited: Duration, notes: CallNotes) {
         self.stage = Stage::Queued;
+        self.cams_request_id = notes.cams_request_id;
+        self.way = notes.way;
         self.attempts = attempts;
         self.waited_ms = Some(whole_millis(waited));
     }
@@ -262,7 +275,8 @@ impl Record {
     /// The wait that began then has ended, with a session or without one.
     pub(crate) fn waited_for_session(&mut self, began: Instant) {
         let waited = whole_millis(began.elapsed());
-        self.session_ms = self.session_ms.saturating_add(waited);
+        let session_ms = &mut self.way.get_or_insert_default().session_ms;
+        *session_ms = session_ms.saturating_add(waited);
         self.trace(|trace, now| trace.begin(StepKind::Queue, now));
         tracing::debug!(
             request_id = self.request_id,
@@ -271,9 +285,26 @@ impl Record {
         );
     }
 
+    /// What was noted so far, for another record.
+    pub(crate) fn take_notes(&mut self) -> CallNotes {
+        CallNotes {
+            cams_request_id: self.cams_request_id.take(),
+            way: self.way.take(),
+        }
+    }
+
+    /// Where the limiter notes the queue that the call finds.
+    pub(crate) fn way(&mut self) -> &mut Option<Box<Way>> {
+        &mut self.way
+    }
+
     /// The call is queued again, after this back-off.
     pub(crate) fn queued_again(&mut self, after: Duration) {
         self.stage = Stage::Queued;
+        let latest = self.way.as_mut().and_then(|way| way.attempts.last_mut());
+        if let Some(latest) = latest {
+            latest.back_off_ms = Some(whole_millis(after));
+        }
         self.trace(|trace, now| trace.back_off(after, now));
         tracing::debug!(
             request_id = self.request_id,
@@ -325,6 +356,7 @@ impl Record {
     pub(crate) fn unsent(&mut self) {
         self.attempts -= 1;
         self.stage = Stage::Queued;
+        self.failed(None, None);
         self.trace(Trace::unsent);
         tracing::debug!(request_id = self.request_id, "attempt was not sent");
     }
@@ -332,6 +364,9 @@ impl Record {
     /// The attempt was judged. `code` is CAMS's code, or the reason of an unknown outcome.
     pub(crate) fn judged(&mut self, code: &str, cams_request_id: Option<&str>) {
         self.cams_request_id = cams_request_id.map(Into::into);
+        if code != OK {
+            self.failed(Some(capped(code)), cams_request_id.map(capped));
+        }
         self.trace(|trace, now| trace.judged(code, cams_request_id, now));
         tracing::debug!(
             request_id = self.request_id,
@@ -340,6 +375,18 @@ impl Record {
             cams_request_id = cams_request_id.map(capped),
             "attempt is judged"
         );
+    }
+
+    /// Notes an attempt that failed, or was not sent if it has no code.
+    fn failed(&mut self, code: Option<&str>, cams_request_id: Option<&str>) {
+        let attempt = AttemptNote {
+            permitted_ms: self.waited_ms.unwrap_or_default(),
+            ended_ms: whole_millis(self.arrived.elapsed()),
+            code: code.map(Into::into),
+            cams_request_id: cams_request_id.map(Into::into),
+            back_off_ms: None,
+        };
+        self.way.get_or_insert_default().failed(attempt);
     }
 
     /// CAMS's answer is passed on to the caller.
@@ -364,6 +411,9 @@ impl Record {
             .claimed_identity
             .take()
             .or(refusal.claimed_identity.take());
+        if let (Some(queued), Some(way)) = (refusal.queued, &mut self.way) {
+            way.refused_at_arrival(queued);
+        }
         let (account, _) = self.labels();
         self.telemetry.metrics.refused(account, &refusal);
         // A call that can be repeated is counted when its record ends: each repetition gets this, too.
@@ -431,7 +481,11 @@ impl Record {
                 .waited()
                 .or_else(|| operation.map(|_| self.arrived.elapsed()))
                 .map(millis),
-            session_ms = Some(self.session_ms).filter(|ms| *ms > 0),
+            session_ms = self
+                .way
+                .as_ref()
+                .map(|way| way.session_ms)
+                .filter(|ms| *ms > 0),
             took_ms = millis(self.arrived.elapsed()),
             cams_request_id = self.cams_request_id.as_deref().map(capped),
             once = self.order.as_ref().map(|order| &*order.once),
@@ -478,6 +532,8 @@ impl Record {
     fn remember(&mut self, ending: &CallEnd<'_>) {
         let took = self.arrived.elapsed();
         self.telemetry.recent.push(EndedCall {
+            request_id: self.request_id.clone(),
+            cams_request_id: self.cams_request_id.take(),
             at: self.arrived + took,
             operation: self.operation.clone(),
             account: self
@@ -497,6 +553,11 @@ impl Record {
                 Duration::ZERO
             }),
             took,
+            was_sent: self.waited_ms.is_some() && self.attempts > 0,
+            detail: Some(capped_at(ending.detail, MAX_KEPT_DETAIL))
+                .filter(|detail| !detail.is_empty())
+                .map(Into::into),
+            way: self.way.take(),
         });
     }
 

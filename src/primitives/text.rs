@@ -20,3 +20,8 @@ pub(crate) fn capped_at(text: &str, max: usize) -> &str {
 pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// Whole milliseconds, at most 49 days.
+pub(crate) fn whole_millis(time: Duration) -> u32 {
+    u32::try_from(millis(time)).unwrap_or(u32::MAX)
+}

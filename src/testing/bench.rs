@@ -38,6 +38,7 @@ use crate::idempotency::record::{Answer, Created, FlowDescription, Order, OrderK
 use crate::idempotency::records::{Bounds, CallEnd, Found, Records};
 use crate::limiter::fair::{FairQueue, QueueEntry, Sequence};
 use crate::limiter::tokens::Tokens;
+use crate::observe::record::CallNotes;
 use crate::primitives::id::{ClientId, TenantId};
 use crate::primitives::secret::Secret;
 use crate::upstream::UpstreamResponse;
@@ -166,6 +167,7 @@ fn ending() -> (CallEnd, Answer) {
         code: "OK".into(),
         attempts: 1,
         waited: Duration::ZERO,
+        notes: CallNotes::default(),
         is_protected: true,
     };
     (CallEnd::Created(created), answer)

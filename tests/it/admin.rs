@@ -11,6 +11,11 @@ async fn every_admin_page_has_its_status_and_content_type() {
         ("/livez", 200, "text/plain; charset=utf-8"),
         ("/readyz", 200, "text/plain; charset=utf-8"),
         ("/lanes", 200, "application/json"),
+        ("/history", 200, "application/json"),
+        ("/calls", 200, "application/json"),
+        ("/calls?outcome=ok&limit=2", 200, "application/json"),
+        ("/calls?outcome=good", 400, "text/plain; charset=utf-8"),
+        ("/calls/A-1", 404, "text/plain; charset=utf-8"),
         ("/config", 200, "application/json"),
         ("/nothing", 404, "text/plain; charset=utf-8"),
     ] {

@@ -11,7 +11,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::caller::{KEY, SECRET};
-use crate::harness::Metrics;
+use crate::harness::{Metrics, get};
 use crate::process::{ACME, Process};
 
 fn flowgate(args: &[&str]) -> Command {
@@ -167,6 +167,32 @@ async fn status_shows_lanes_and_their_queues() {
 }
 
 #[tokio::test]
+async fn why_tells_the_way_of_a_call_and_fails_for_a_call_that_is_not_kept() {
+    let sim = sim().await;
+    let process = Process::start(&sim, "").await;
+    let admin = process.admin.to_string();
+    let caller = process.come("one").await;
+    let ended = "flowgate_requests_total{account=\"acme\",action=\"CreateFlow\",outcome=\"ok\"}";
+    Metrics::until(process.admin, ended, |ended| ended == 1.0).await;
+    drop(caller);
+    let calls = get(process.admin, "/calls").await.json();
+    let id = calls["calls"][0]["request_id"].as_str().unwrap();
+    let (code, text, _) = said(&["why", id, "--admin", &admin]).await;
+    assert_eq!(code, Some(0));
+    assert!(
+        text.starts_with(&format!("{id}\nacme / CreateFlow of ")),
+        "{text}"
+    );
+    assert!(text.contains("attempt 1: CAMS answered OK"), "{text}");
+    let (_, json, _) = said(&["why", id, "--json", "--admin", &admin]).await;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["request_id"], id);
+    let (code, text, why) = said(&["why", "no such/id", "--admin", &admin]).await;
+    assert_eq!((code, &*text), (Some(1), ""));
+    assert!(why.contains("No call with this request id"), "{why}");
+}
+
+#[tokio::test]
 async fn status_watches_until_its_output_is_closed() {
     let sim = sim().await;
     let process = Process::start(&sim, "").await;
@@ -290,6 +316,7 @@ async fn completions_and_manual_pages_have_every_command() {
         "-journal",
         "-man",
         "-status",
+        "-why",
     ];
     for page in pages.map(|name| folder.path().join(format!("flowgate{name}.1"))) {
         assert!(page.exists(), "{}", page.display());

@@ -108,7 +108,12 @@ async fn the_page_is_served_from_the_binary_and_can_load_nothing_else() {
     for (path, content_type) in [
         ("/", "text/html; charset=utf-8"),
         ("/page.css", "text/css; charset=utf-8"),
+        ("/call.html", "text/html; charset=utf-8"),
         ("/page.js", "text/javascript; charset=utf-8"),
+        ("/call.js", "text/javascript; charset=utf-8"),
+        ("/callview.js", "text/javascript; charset=utf-8"),
+        ("/charts.js", "text/javascript; charset=utf-8"),
+        ("/common.js", "text/javascript; charset=utf-8"),
         ("/lanes", "application/json"),
         ("/nothing", "text/plain; charset=utf-8"),
     ] {
@@ -129,22 +134,119 @@ async fn the_page_is_served_from_the_binary_and_can_load_nothing_else() {
                 .all(|(name, _)| name != "set-cookie" && !name.starts_with("access-control"))
         );
     }
-    let page = harness.get("/").await.body;
-    let script = harness.get("/page.js").await.body;
-    assert!(
-        !page.contains("<script>") && !page.contains(" style=") && !page.contains("src=\"http")
-    );
-    for way in [
-        "innerHTML",
-        "outerHTML",
-        "insertAdjacentHTML",
-        "document.write",
-        "eval(",
-        "Storage",
-        "cookie",
-    ] {
-        assert!(!script.contains(way), "{way}");
+    for path in ["/", "/call.html"] {
+        let page = harness.get(path).await.body;
+        assert!(
+            !page.contains("<script>") && !page.contains(" style=") && !page.contains("src=\"http")
+        );
     }
+    for path in [
+        "/page.js",
+        "/call.js",
+        "/callview.js",
+        "/charts.js",
+        "/common.js",
+    ] {
+        let script = harness.get(path).await.body;
+        for way in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "Storage",
+            "cookie",
+        ] {
+            assert!(!script.contains(way), "{path}: {way}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_is_found_by_either_request_id_with_its_attempts_and_why_it_waited() {
+    let harness = Harness::new("").await;
+    harness
+        .sim
+        .set_faults(vec!["next=1,throttle,acs-retry-after=300".parse().unwrap()]);
+    let reply = Call::v3(&harness.host(), "<b>").send(harness.proxy).await;
+    assert_eq!(reply.status, 200);
+    let calls = harness.get("/calls?account=acme&outcome=ok").await.json();
+    let [listed] = &calls["calls"].as_array().unwrap()[..] else {
+        panic!("{calls}")
+    };
+    let cams_request_id = reply.json()["RequestId"].clone();
+    assert_eq!(listed["cams_request_id"], cams_request_id);
+    let none = harness.get("/calls?client=another").await.json();
+    assert_eq!(none, json!({ "calls": [] }));
+    for id in [&listed["request_id"], &cams_request_id] {
+        let id = id.as_str().unwrap();
+        let call = harness.get(&format!("/calls/{id}")).await.json();
+        assert_eq!(call["request_id"], listed["request_id"]);
+        assert_eq!(
+            (&call["flow_name"], &call["attempts"]),
+            (&json!("<b>"), &json!(2))
+        );
+        let tries = call["tries"].as_array().unwrap();
+        let codes: Vec<_> = tries.iter().map(|one| &one["code"]).collect();
+        assert_eq!(codes, ["System.LimitControl", "OK"]);
+        assert!(tries[0]["cams_request_id"].is_string(), "{call}");
+        let why = call["why"].to_string();
+        assert!(
+            why.contains("queued again once, after System.LimitControl"),
+            "{call}"
+        );
+        assert!(!call.to_string().contains(SECRET), "{call}");
+    }
+    let history = harness.get("/history").await.json();
+    assert_eq!(history["interval_seconds"], 5);
+    let ended = history["total"]["ended"].as_object().unwrap();
+    assert_eq!(ended.len(), 8, "{history}");
+}
+
+#[tokio::test]
+async fn the_way_of_a_call_with_an_idempotency_key_is_known_and_a_repetition_has_none() {
+    let harness = Harness::new("").await;
+    let send = async || {
+        let mut call = Call::v3(&harness.host(), "once");
+        call.push("idempotency-key", "key-1");
+        call.send(harness.proxy).await
+    };
+    let first = send().await;
+    assert_eq!(send().await.status, 200);
+    let calls = harness.get("/calls").await.json();
+    let ids: Vec<_> = calls["calls"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|call| call["request_id"].as_str().unwrap())
+        .collect();
+    let [repetition, original] = ids[..] else {
+        panic!("{calls}")
+    };
+    let by_cams = first.json()["RequestId"].as_str().unwrap().to_owned();
+    for id in [original, &by_cams] {
+        let call = harness.get(&format!("/calls/{id}")).await.json();
+        assert_eq!(call["request_id"], original);
+        assert_eq!(call["tries"][0]["code"], "OK", "{call}");
+        assert_eq!(call["tries"][0]["cams_request_id"], by_cams, "{call}");
+    }
+    let call = harness.get(&format!("/calls/{repetition}")).await.json();
+    assert_eq!((&call["tries"], &call["attempts"]), (&json!([]), &json!(0)));
+}
+
+#[tokio::test]
+async fn a_browser_gets_the_page_of_a_call_and_its_data_needs_the_token_beyond_loopback() {
+    let harness = Harness::new("").await;
+    let admin = harness.admin;
+    let get = async |accept: &str| {
+        let request =
+            format!("GET /calls/A-1 HTTP/1.1\r\nhost: {admin}\r\naccept: {accept}\r\n\r\n");
+        caller::exchange(admin, request.as_bytes()).await.unwrap()
+    };
+    let page = get("text/html,*/*;q=0.8").await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.body, harness.get("/call.html").await.body);
+    assert_eq!(get("application/json").await.status, 404);
 }
 
 #[tokio::test]

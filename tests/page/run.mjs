@@ -149,10 +149,10 @@ function withoutSessions() {
   const failure = (kind, text) => ({ kind, seconds_ago: 5, text });
   const call = (account, action) => ({
     account, action, client: 'team-shop-web', tenant: 'tenant-1', flow_name: 'welcome', outcome: 'refused', code: 'Flowgate.AccountCredentials', status: 403,
-    attempts: 0, waited_ms: 2500, took_ms: 2500, age_seconds: 3,
+    attempts: 0, waited_ms: 2500, took_ms: 2500, age_seconds: 3, request_id: `R-${account}`, cams_request_id: null,
   });
   return {
-    at_ms: Date.now(), version: '0', phase: 'serving', mode: 'enforce', may_order: false, upstreams: [], store: null, journal: null, lanes: [], all_lanes: 0,
+    at_ms: Date.now(), version: '0', instance: 'gateway-0', uptime_seconds: 100, phase: 'serving', mode: 'enforce', may_order: false, upstreams: [], store: null, journal: null, lanes: [], all_lanes: 0,
     config: { generation: 0, read_seconds_ago: 1, warnings: [], refused: null }, certificate_ends_seconds: null, queued_bytes: 0,
     credentials: [
       { account: 'acme', source: 'oidc', seconds: null, waiting: 20, failure: failure('refused', CAUSE) },
@@ -172,6 +172,22 @@ async function looks(page, name, scheme, width) {
   const [needs, has] = await page.evaluate(() => [document.documentElement.scrollWidth, window.innerWidth]);
   assert.ok(needs <= has, `${name} is ${needs} wide, on ${has}`);
   await page.screenshot({ path: join(SCREENSHOTS, `${name}.png`), fullPage: true });
+}
+
+// 15 minutes with a gap, a pause, throttled attempts and a growing queue, of two lanes.
+function quarterOfAnHour() {
+  const list = (value) => Array.from({ length: 180 }, (_, slot) => (slot >= 40 && slot < 50 ? null : value(slot)));
+  const granted = list((slot) => (slot >= 100 && slot < 110 ? 0 : slot < 20 ? 0 : slot < 60 ? 2 + (slot % 3) : 4.8));
+  const queued = list((slot) => (slot < 60 ? 0 : Math.round((slot - 60) * 1.7)));
+  const throttled = list((slot) => (slot >= 97 && slot < 100 ? 2 : slot === 150 ? 1 : 0));
+  const paused = list((slot) => (slot >= 98 && slot < 110 ? 1 : 0));
+  const zero = list(() => 0);
+  const ended = Object.fromEntries(['ok', 'upstream_error', 'throttled', 'refused', 'outcome_unknown', 'unreachable', 'cancelled', 'invalid'].map((name) => [name, zero]));
+  const lane = (account, granted, limit) => ({ account, action: 'CreateFlow', limit_per_second: limit, granted_per_second: granted, queued, throttled, paused });
+  return {
+    interval_seconds: 5, newest_seconds_ago: 1, lanes: [lane('acme', granted, 5), lane('partner', zero, 10)],
+    total: { granted_per_second: granted, limit_per_second: list((slot) => (slot < 20 ? 0 : 5)), queued, throttled, paused_lanes: paused, ended: { ...ended, ok: list(() => 20), refused: list((slot) => (slot > 170 ? 3 : 0)) } },
+  };
 }
 
 async function all(browser, sim, gate) {
@@ -228,6 +244,30 @@ async function all(browser, sim, gate) {
     const link = page.getByRole('link', { name: 'ThrottledUnderRate' });
     assert.match(await link.getAttribute('href'), /docs\/runbook\.md#throttledunderrate$/);
     assert.match(await page.title(), /^\(\d\) Flowgate$/);
+  });
+
+  await step('the first screen says where the problem is', async () => {
+    const parties = await page.locator('#health li').evaluateAll((tiles) => tiles.map((tile) => [tile.querySelector('h3').textContent, tile.classList.contains('bad')]));
+    assert.deepEqual(parties, [['Flowgate', false], ['CAMS', true], ['Store', false], ['Callers', false]]);
+    assert.match(await page.locator('#verdict').innerText(), /^Look at CAMS\.$/);
+    assert.match(await page.locator('#version').innerText(), /^\S+ · version \d+\.\d+\.\d+ · up \d/);
+    // The verdict, the charts and the first problem are on the first screen.
+    for (const id of ['verdict', 'charts', 'troubles-title']) assert.ok((await page.locator(`#${id}`).boundingBox()).y < 900, id);
+  });
+
+  await step('the last 15 minutes are drawn from samples, in total and for a lane', async () => {
+    await until(page, () => document.querySelectorAll('#charts .line').length >= 2);
+    await until(page, () => document.querySelector('#charts .throttled') !== null && document.querySelector('#charts .limit') !== null);
+    const labels = await page.locator('svg.chart').evaluateAll((charts) => charts.map((chart) => chart.getAttribute('aria-label')));
+    assert.match(labels[0], /^Sent over 15 minutes: now \d\S* per second, highest \d\S* per second, 1 intervals? of 5 seconds with throttled attempts/);
+    await page.getByLabel('Lane', { exact: true }).selectOption('acme / CreateFlow');
+    assert.match(await page.locator('#charts figcaption').first().innerText(), /per second/);
+    await page.getByText('Values as a table').focus();
+    await page.keyboard.press('Enter');
+    assert.match(await page.locator('#minutes tbody tr').first().innerText(), /last minute/);
+    await isAccessible(page);
+    await page.keyboard.press('Enter');
+    await page.getByLabel('Lane', { exact: true }).selectOption('');
   });
 
   await step('the page is readable and fits: light, dark and narrow', async () => {
@@ -308,6 +348,66 @@ async function all(browser, sim, gate) {
     await context.close();
   });
 
+  await step('a quarter of an hour with a gap, a pause and throttles is drawn', async () => {
+    const { context, page, noted } = await open(browser, origin);
+    await page.route('**/history', (route) => route.fulfill({ contentType: 'application/json', body: JSON.stringify(quarterOfAnHour()) }));
+    await page.goto(`${origin}/`);
+    await until(page, () => document.querySelectorAll('#charts .gap').length === 2);
+    const count = (name) => page.locator(`#charts .${name}`).count();
+    assert.deepEqual([await count('throttled'), await count('paused'), await count('line')], [4, 2, 4]);
+    await page.locator('svg.chart').first().hover({ position: { x: 4, y: 20 } });
+    assert.match(await page.locator('.read').first().innerText(), /^1[45]\.\d min ago: 0 per second$/);
+    for (const [name, scheme, width] of [['history', 'light', 1280], ['history-dark', 'dark', 1280], ['history-narrow', 'light', 390]]) await looks(page, name, scheme, width);
+    await page.getByLabel('Lane', { exact: true }).selectOption('partner / CreateFlow');
+    assert.match(await page.locator('svg.chart').first().getAttribute('aria-label'), /now 0 per second/);
+    assert.deepEqual(noted, { errors: [], foreign: [] });
+    await context.close();
+  });
+
+  await step('calls are filtered, and a call is explained by keyboard, in the page and on a page of its own', async () => {
+    await page.getByLabel('Outcome', { exact: true }).selectOption('refused');
+    await until(page, () => [...document.querySelectorAll('#calls td[data-name="Outcome"]')].every((cell) => cell.textContent.startsWith('refused')));
+    assert.match(await page.locator('#calls-note').innerText(), /^The last \d+ calls that match\.$/);
+    await page.getByLabel('Account', { exact: true }).fill('nobody');
+    await until(page, () => document.getElementById('calls-note').textContent === 'None of the last calls match.');
+    await button('Clear').click();
+    await until(page, () => document.querySelectorAll('#calls tbody tr').length === 50);
+    await page.getByLabel('Outcome', { exact: true }).selectOption('ok');
+    await until(page, () => document.querySelector('#calls td[data-name="Outcome"]')?.textContent === 'ok');
+    // The call that CAMS throttled.
+    const { calls } = await (await fetch(`${origin}/calls?limit=2000&outcome=ok`)).json();
+    const slowest = calls.toSorted((a, b) => b.attempts - a.attempts)[0];
+    const link = page.getByRole('link', { name: slowest.request_id });
+    await link.focus();
+    // The row keeps the focus while snapshots come.
+    await page.waitForTimeout(2200);
+    await page.keyboard.press('Enter');
+    await until(page, () => document.querySelector('#call h3') !== null);
+    const text = await page.locator('#call').innerText();
+    assert.match(text, /was sent 2 times/);
+    assert.match(text, /attempt 1: CAMS answered System\.LimitControl/);
+    assert.match(text, /It was queued again once, after System\.LimitControl/);
+    assert.ok(text.includes(HOSTILE), text);
+    assert.deepEqual(await page.evaluate(() => [document.querySelectorAll('img').length, window.hit]), [0, undefined]);
+    await isAccessible(page);
+    await page.screenshot({ path: join(SCREENSHOTS, 'call-dialog.png') });
+    await page.keyboard.press('Escape');
+    assert.equal(await page.locator('#call-dialog').isVisible(), false);
+    assert.equal(await link.evaluate((node) => node === document.activeElement), true);
+    await button('Clear').click();
+    const own = await open(browser, origin);
+    await own.page.goto(`${origin}/calls/${slowest.request_id}`);
+    await until(own.page, () => document.querySelector('#call h3') !== null);
+    assert.equal(await own.page.locator('#call .summary').innerText(), text.split('\n')[0]);
+    await looks(own.page, 'call', 'light', 1280);
+    await looks(own.page, 'call-dark', 'dark', 1280);
+    await looks(own.page, 'call-narrow', 'light', 390);
+    assert.deepEqual(own.noted, { errors: [], foreign: [] });
+    await own.page.goto(`${origin}/calls/none`);
+    assert.match(await own.page.getByRole('alert').filter({ hasText: 'No call' }).innerText(), /No call with this request id/);
+    await own.context.close();
+  });
+
   await step('unknown outcomes are shown with hostile names as text, and are settled by keyboard', async () => {
     await faults(['named=lost,close-after']);
     const lost = await Promise.all(['first', 'second'].map((name) => createFlow(gate.proxy, `lost ${name} ${HOSTILE}`, 'cams-1', `key-${name}`)));
@@ -370,6 +470,16 @@ async function all(browser, sim, gate) {
     await page.keyboard.press('Enter');
     await until(page, () => document.getElementById('link').textContent === 'Live');
     assert.deepEqual([noted.errors.every((text) => text.includes('401')), noted.foreign], [true, []]);
+    // The page of a call has no data before the token is entered, either.
+    await page.route('**/calls/*', (route) => {
+      const { accept, authorization } = route.request().headers();
+      return accept.includes('text/html') || authorization === `Bearer ${TOKEN}` ? route.continue() : route.fulfill({ status: 401, body: 'no\n' });
+    });
+    const { calls } = await (await fetch(`${origin}/calls?limit=1`)).json();
+    await page.goto(`${origin}/calls/${calls[0].request_id}`);
+    await page.locator('#gate-token').fill(TOKEN);
+    await page.keyboard.press('Enter');
+    await until(page, () => document.querySelector('#call h3') !== null);
     await page.close();
   });
 

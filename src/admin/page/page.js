@@ -1,12 +1,13 @@
-// Shows the snapshots of /events and sends operator actions. Names come from callers, so they are only ever set as textContent.
-// The token, if one is required, is held in this variable and nowhere else.
-'use strict';
+// Shows the snapshots of /events, the last 15 minutes of /history and the calls of /calls, and sends operator actions.
+// Names come from callers, so they are only ever set as textContent.
 
-let token = null;
+import { callNodes } from './callview.js';
+import { drawChart, minuteRows, newChart } from './charts.js';
+import { DAY, askForToken, at, laneName, make, makeSvg, put, rate, request, seconds, session, sum } from './common.js';
+
 let pending = null;
 
 const RUNBOOK = 'https://github.com/flowgate/flowgate/blob/main/docs/runbook.md#';
-const DAY = 86400;
 // Points of a sparkline, one per second. Each is the mean of the last few seconds, because tokens come back in bunches.
 const POINTS = 60;
 const MEAN = 5;
@@ -16,41 +17,14 @@ const REMEMBERED_MS = 60_000;
 // Accounts that an entry of the attention list names.
 const NAMED = 5;
 
-const at = (id) => document.getElementById(id);
 const lanes = new Map();
 const unknowns = new Map();
 
 // === Small things ===
 
-function make(name, { text, classes, ...attributes } = {}, ...children) {
-  const node = document.createElement(name);
-  if (text !== undefined) node.textContent = text;
-  if (classes) node.className = classes;
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-}
-
-function put(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-function seconds(value) {
-  if (value === null || value === undefined) return '';
-  if (value < 0.0005) return '0 s';
-  if (value < 10) return `${value.toFixed(value < 1 ? 2 : 1)} s`;
-  if (value < 120) return `${Math.round(value)} s`;
-  if (value < 2 * 3600) return `${Math.round(value / 60)} min`;
-  return value < 2 * DAY ? `${Math.round(value / 3600)} h` : `${Math.round(value / DAY)} days`;
-}
-
 function bytes(value) {
   return value < 1024 ? `${value} B` : value < 1 << 20 ? `${(value / 1024).toFixed(1)} KiB` : `${(value / (1 << 20)).toFixed(1)} MiB`;
 }
-
-const rate = (value) => String(Number(value.toPrecision(3)));
-const laneName = ({ account, action }) => `${account} / ${action}`;
-const sum = (list) => list.reduce((all, one) => all + one, 0);
 
 function cell(column, classes = '') {
   return make('td', { role: 'cell', classes, 'data-name': column });
@@ -88,15 +62,9 @@ function newLane({ account, action }) {
 }
 
 function sparkline() {
-  const make = (name, attributes) => {
-    const node = document.createElementNS('http://www.w3.org/2000/svg', name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    return node;
-  };
-  const svg = make('svg', { class: 'spark', viewBox: `0 0 ${POINTS - 1} 20`, preserveAspectRatio: 'none', 'aria-hidden': 'true' });
-  const line = make('polyline', { points: '' });
-  const limit = make('line', { x1: 0, x2: POINTS - 1 });
-  svg.append(limit, line);
+  const line = makeSvg('polyline', { points: '' });
+  const limit = makeSvg('line', { x1: 0, x2: POINTS - 1 });
+  const svg = makeSvg('svg', { class: 'spark', viewBox: `0 0 ${POINTS - 1} 20`, preserveAspectRatio: 'none', 'aria-hidden': 'true' }, limit, line);
   return { svg, line, limit };
 }
 
@@ -270,29 +238,186 @@ function showUnknown({ unknown: views, all_unknown: all }) {
 
 const GOOD = ['ok'];
 const BAD = ['outcome_unknown', 'unreachable', 'throttled'];
+const FILTERS = ['account', 'client', 'outcome'];
+const callRows = new Map();
 
-function showCalls(calls) {
-  const row = (call) => {
-    const outcome = cell('Outcome', GOOD.includes(call.outcome) ? 'green' : BAD.includes(call.outcome) ? 'red' : 'amber');
-    const status = call.status ? `${call.status} ${call.code}` : call.code;
-    outcome.append(make('span', { text: call.outcome.replaceAll('_', ' ') }, ...(call.outcome === 'ok' ? [] : [make('small', { text: status })])));
-    const plain = (column, text, classes = '') => {
-      const node = cell(column, text ? classes : `${classes} empty`);
-      node.append(make('span', { text }));
-      return node;
-    };
-    const who = cell('Client, tenant', call.client ? '' : 'empty');
-    who.append(make('span', { text: call.client }, ...(call.tenant ? [make('small', { text: call.tenant })] : [])));
-    return make('tr', { role: 'row' }, plain('Ago', `${call.age_seconds} s`, 'number'), plain('Account, action', laneName(call)), who,
-      plain('Flow', call.flow_name ?? ''), outcome, plain('Waited', seconds(call.waited_ms / 1000), 'number'),
-      plain('Took', seconds(call.took_ms / 1000), 'number'), plain('Sent', `${call.attempts} times`.replace(/^1 times$/, 'once'), 'number'));
+function newCallRow(call) {
+  const outcome = cell('Outcome', GOOD.includes(call.outcome) ? 'green' : BAD.includes(call.outcome) ? 'red' : 'amber');
+  const status = call.status ? `${call.status} ${call.code}` : call.code;
+  outcome.append(make('span', { text: call.outcome.replaceAll('_', ' ') }, ...(call.outcome === 'ok' ? [] : [make('small', { text: status })])));
+  const plain = (column, text, classes = '') => {
+    const node = cell(column, text ? classes : `${classes} empty`);
+    node.append(make('span', { text }));
+    return node;
   };
-  at('calls').tBodies[0].replaceChildren(...calls.map(row));
+  const who = cell('Client, tenant', call.client ? '' : 'empty');
+  who.append(make('span', { text: call.client }, ...(call.tenant ? [make('small', { text: call.tenant })] : [])));
+  const why = cell('Call');
+  const link = make('a', { classes: 'id', text: call.request_id, href: `calls/${encodeURIComponent(call.request_id)}`, title: 'Its way, and why it waited' });
+  link.addEventListener('click', (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    showCall(call.request_id);
+  });
+  why.append(link);
+  const ago = plain('Ago', seconds(call.age_seconds), 'number');
+  const row = make('tr', { role: 'row' }, ago, plain('Account, action', laneName(call)), who,
+    plain('Flow', call.flow_name ?? ''), outcome, plain('Waited', seconds(call.waited_ms / 1000), 'number'),
+    plain('Took', seconds(call.took_ms / 1000), 'number'), plain('Sent', `${call.attempts} times`.replace(/^1 times$/, 'once'), 'number'), why);
+  return { row, ago: ago.firstChild };
+}
+
+// A row stays the same as long as its call is shown, so that a link keeps the focus.
+function showCalls(calls, note) {
+  const body = at('calls').tBodies[0];
+  const shown = new Set(calls.map((call) => call.request_id));
+  for (const [id, { row }] of callRows) {
+    if (shown.has(id)) continue;
+    callRows.delete(id);
+    row.remove();
+  }
+  calls.forEach((call, index) => {
+    if (!callRows.has(call.request_id)) callRows.set(call.request_id, newCallRow(call));
+    const { row, ago } = callRows.get(call.request_id);
+    put(ago, seconds(call.age_seconds) || '0 s');
+    if (body.children[index] !== row) body.insertBefore(row, body.children[index] ?? null);
+  });
   at('calls').hidden = calls.length === 0;
-  put(at('calls-note'), calls.length ? '' : 'No call has ended since the start.');
+  put(at('calls-note'), note);
+}
+
+const filters = () => FILTERS.map((name) => [name, at(`filter-${name}`).value.trim()]).filter(([, value]) => value);
+
+let isLoadingCalls = false;
+// The last calls of the snapshot, or those that the filter selects.
+async function showLastCalls({ calls, lanes }) {
+  suggest('accounts', [...calls, ...lanes].map((one) => one.account));
+  suggest('clients', calls.map((one) => one.client));
+  const wanted = filters();
+  if (wanted.length === 0) return showCalls(calls, calls.length ? '' : 'No call has ended since the start.');
+  if (isLoadingCalls) return undefined;
+  isLoadingCalls = true;
+  try {
+    const query = wanted.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join('&');
+    const answer = await request(`calls?${query}`);
+    if (!answer.ok) return undefined;
+    const { calls: found } = await answer.json();
+    // The filter may have changed meanwhile; the next snapshot shows the new one.
+    if (JSON.stringify(filters()) !== JSON.stringify(wanted)) return undefined;
+    return showCalls(found, found.length ? `The last ${found.length === 1 ? 'call' : `${found.length} calls`} that match.` : 'None of the last calls match.');
+  } catch {
+    return undefined;
+  } finally {
+    isLoadingCalls = false;
+  }
+}
+
+function suggest(list, names) {
+  const known = at(list);
+  const all = [...new Set([...[...known.options].map((one) => one.value), ...names])].filter(Boolean).slice(0, 100);
+  if (all.length !== known.options.length) known.replaceChildren(...all.map((value) => make('option', { value })));
+}
+
+async function showCall(id) {
+  put(at('call-title'), `Call ${id}`);
+  at('call-page').href = `calls/${encodeURIComponent(id)}`;
+  at('call').replaceChildren(make('p', { classes: 'note', text: 'Loading.' }));
+  at('call-dialog').showModal();
+  try {
+    const answer = await request(`calls/${encodeURIComponent(id)}`);
+    if (!answer.ok) throw new Error((await answer.text()).trim());
+    at('call').replaceChildren(...callNodes(await answer.json()));
+  } catch (error) {
+    at('call').replaceChildren(make('p', { role: 'alert', text: error.message }));
+  }
+}
+
+// === The last 15 minutes ===
+
+const rates = newChart('Sent', ' per second');
+const queue = newChart('Queued', ' calls');
+at('charts').append(rates.figure, queue.figure);
+
+let history = null;
+let historyAt = 0;
+// A new sample comes every 5 seconds.
+async function loadHistory(now, shown) {
+  if (now - historyAt < 5000) return;
+  historyAt = now;
+  try {
+    const answer = await request('history');
+    if (!answer.ok) return;
+    history = await answer.json();
+    showHistory();
+    showHealth(shown);
+  } catch {
+    // The stream reports that Flowgate cannot be reached.
+  }
+}
+
+function showHistory() {
+  const { total, lanes: known } = history;
+  const names = known.map(laneName);
+  const select = at('chart-lane');
+  const options = ['All lanes', ...names];
+  if (JSON.stringify([...select.options].map((one) => one.text)) !== JSON.stringify(options)) {
+    const before = select.value;
+    select.replaceChildren(make('option', { value: '', text: 'All lanes' }), ...names.map((name) => make('option', { value: name, text: name })));
+    select.value = names.includes(before) ? before : '';
+  }
+  const lane = known[names.indexOf(select.value)];
+  const { granted_per_second: granted, queued, throttled } = lane ?? total;
+  const paused = lane ? lane.paused : total.paused_lanes;
+  const limits = lane ? granted.map((value) => (value === null ? null : lane.limit_per_second)) : total.limit_per_second;
+  drawChart(rates, { values: granted, limits, throttled, paused });
+  drawChart(queue, { values: queued, throttled, paused });
+  const mean = (list) => sum(list) / list.length;
+  const most = (list) => Math.max(...list);
+  const rows = minuteRows([{ values: granted, merge: mean }, { values: queued, merge: most }, { values: throttled, merge: sum }, { values: paused.map((one) => one && Math.sign(one)), merge: (list) => 5 * sum(list) }]);
+  const names2 = ['Time', 'Sent per second', 'Most queued', 'Throttled attempts', 'Paused, seconds'];
+  at('minutes').tBodies[0].replaceChildren(...rows.map((row) => make('tr', { role: 'row' }, ...row.map((text, index) => make('td', { role: 'cell', text, 'data-name': names2[index], classes: index ? 'number' : 'whole' })))));
+}
+
+// === Health ===
+
+// The four parties of a call, and how a part of it that has a problem is called.
+const PARTIES = [['flowgate', 'Flowgate'], ['cams', 'CAMS'], ['store', 'the store'], ['callers', 'the callers']];
+
+function showHealth(shown) {
+  const found = troubles(shown).filter((one) => one.name);
+  const bad = PARTIES.filter(([party]) => found.some((one) => one.party === party));
+  put(at('verdict'), bad.length ? `Look at ${bad.map(([, name]) => name).join(' and ')}.` : 'No problems found.');
+  at('verdict').className = bad.length ? 'red' : 'green';
+  const ended = (outcome) => (history ? sum(history.total.ended[outcome].filter((count) => count !== null)) : 0);
+  const count = (number, what) => (number ? [`${number} ${what}`] : []);
+  const waiting = sum(shown.lanes.map((lane) => (lane.shadow ? lane.shadow.queued : lane.queued)));
+  const oldest = Math.max(0, ...shown.lanes.map((lane) => lane.oldest_wait_seconds));
+  const facts = {
+    flowgate: [shown.phase === 'serving' ? `serving for ${seconds(shown.uptime_seconds)}` : shown.phase, ...count(ended('refused'), 'calls refused')],
+    cams: [`${ended('ok') + ended('upstream_error')} calls answered`, ...count(ended('upstream_error'), 'with an error'), ...count(ended('throttled'), 'throttled'), ...count(ended('outcome_unknown'), 'without a certain answer'), ...count(ended('unreachable'), 'not sent')],
+    store: [shown.store ? `${shown.store.replicas} ${shown.store.replicas === 1 ? 'replica shares' : 'replicas share'} the quota` : 'not used'],
+    callers: [waiting ? `${waiting} calls wait, the oldest for ${seconds(oldest)}` : 'no call waits', ...count(ended('invalid'), 'invalid calls'), ...count(ended('cancelled'), 'disconnected')],
+  };
+  for (const [party] of PARTIES) {
+    const names = [...new Set(found.filter((one) => one.party === party).map((one) => one.name))];
+    const tile = at(`health-${party}`);
+    tile.classList.toggle('bad', names.length > 0);
+    tile.classList.toggle('off', party === 'store' && !shown.store);
+    put(tile.querySelector('.state'), names.length ? names.join(', ') : party === 'store' && !shown.store ? 'Not used' : 'No problem');
+    put(tile.querySelector('.facts'), party === 'store' && !shown.store ? 'Each Flowgate has the whole quota.' : facts[party].join('; '));
+  }
 }
 
 // === Attention needed ===
+
+// The party where the cause of each section of the runbook is; what is not listed is Flowgate's.
+const PARTY_OF = {
+  UpstreamUnreachable: 'cams', ThrottledUnderRate: 'cams', EffectiveRateLow: 'cams', OutcomeUnknown: 'cams', UnknownOutcomeOld: 'cams', UnknownOutcomeAmbiguous: 'cams',
+  StoreDown: 'store', SignatureFailures: 'callers', CallsRefused: 'callers', QueueAgeNearHold: 'callers',
+};
+// These follow from a problem of CAMS or of the store, if there is one.
+const FOLLOWS = ['CallsRefused', 'QueueAgeNearHold'];
+const SLOWS = ['UpstreamUnreachable', 'ThrottledUnderRate', 'EffectiveRateLow', 'StoreDown'];
 
 // Each entry: the runbook's section (empty: a notice), the lane, account or key concerned, and what to do, in one sentence.
 function troubles(shown) {
@@ -337,6 +462,8 @@ function troubles(shown) {
   if (shown.mode === 'observe') add('', 'mode = observe', 'The limits are not enforced; the queues shown are simulated.');
   for (const lane of shown.lanes.filter((lane) => lane.operator_pause)) add('', laneName(lane), 'Paused by an operator: no call is sent.');
   for (const warning of config.warnings) add('', 'configuration', warning);
+  const cause = found.find((one) => SLOWS.includes(one.name));
+  for (const one of found) one.party = PARTY_OF[cause && FOLLOWS.includes(one.name) ? cause.name : one.name] ?? 'flowgate';
   return found;
 }
 
@@ -423,7 +550,7 @@ function showState(shown) {
   const list = at('state');
   const fact = ([name, text, isRed]) => make('div', {}, make('dt', { text: name }), make('dd', { text, classes: isRed ? 'red' : '' }));
   list.replaceChildren(...facts.map(fact));
-  put(at('version'), shown.version);
+  put(at('version'), `${shown.instance} · version ${shown.version} · up ${seconds(shown.uptime_seconds)}`);
 }
 
 // === Operator actions ===
@@ -454,7 +581,7 @@ function ask(name, target) {
   at('ask-flow').value = '';
   at('ask-created').checked = true;
   showSettled();
-  at('ask-token-row').hidden = token !== null;
+  at('ask-token-row').hidden = session.token !== null;
   at('ask').showModal();
 }
 
@@ -471,17 +598,17 @@ function order() {
 
 async function send() {
   const [path, target] = order();
-  const shown = token ?? at('ask-token').value;
+  const shown = session.token ?? at('ask-token').value;
   const headers = { 'content-type': 'application/json', authorization: `Bearer ${shown}` };
   try {
-    const answer = await fetch(path, { method: 'POST', headers, body: JSON.stringify(target), cache: 'no-store' });
+    const answer = await request(path, { method: 'POST', headers, body: JSON.stringify(target) });
     if (answer.ok) {
-      token = shown;
+      session.token = shown;
       at('ask-token').value = '';
       return at('ask').close();
     }
-    if (answer.status === 401) token = null;
-    at('ask-token-row').hidden = token !== null;
+    if (answer.status === 401) session.token = null;
+    at('ask-token-row').hidden = session.token !== null;
     put(at('ask-error'), answer.status === 401 ? 'Wrong token.' : await answer.text());
   } catch (error) {
     put(at('ask-error'), `The request failed: ${error.message}.`);
@@ -496,7 +623,9 @@ function show(shown) {
   showTroubles(shown);
   showLanes(shown);
   showUnknown(shown);
-  showCalls(shown.calls);
+  showHealth(shown);
+  showLastCalls(shown);
+  loadHistory(shown.at_ms, shown);
 }
 
 function showLink(text, classes) {
@@ -505,9 +634,11 @@ function showLink(text, classes) {
 }
 
 async function follow() {
-  const headers = token === null ? {} : { authorization: `Bearer ${token}` };
-  const answer = await fetch('events', { headers, cache: 'no-store' });
-  if (answer.status === 401) return askForToken(token === null ? '' : 'Wrong token.');
+  const answer = await request('events');
+  if (answer.status === 401) {
+    showLink('Token required', '');
+    return askForToken(session.token === null ? '' : 'Wrong token.');
+  }
   if (!answer.ok) throw new Error((await answer.text()).trim());
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = ''; ; ) {
@@ -518,22 +649,6 @@ async function follow() {
     for (const event of events) show(JSON.parse(event.replace(/^data: /, '')));
     showLink('Live', 'live');
   }
-}
-
-function askForToken(why) {
-  showLink('Token required', '');
-  put(at('gate-error'), why);
-  at('gate').hidden = false;
-  at('gate-token').focus();
-  return new Promise((resolve) => {
-    at('gate').onsubmit = (event) => {
-      event.preventDefault();
-      token = at('gate-token').value;
-      at('gate-token').value = '';
-      at('gate').hidden = true;
-      resolve();
-    };
-  });
 }
 
 async function keepFollowing() {
@@ -553,5 +668,11 @@ at('ask-cancel').addEventListener('click', () => at('ask').close());
 at('ask-form').addEventListener('submit', (event) => {
   event.preventDefault();
   send();
+});
+at('call-close').addEventListener('click', () => at('call-dialog').close());
+at('chart-lane').addEventListener('change', () => history && showHistory());
+at('filter').addEventListener('submit', (event) => event.preventDefault());
+at('filter-clear').addEventListener('click', () => {
+  for (const name of FILTERS) at(`filter-${name}`).value = '';
 });
 keepFollowing();

@@ -42,7 +42,7 @@ pub(crate) const KEYS: &[Key] = &[
         "listen.admin",
         Kind::Text,
         Some("127.0.0.1:9900"),
-        "Address of the admin port: the status page (`/`), `/metrics`, `/livez`, `/readyz`, `/lanes`, `/unknown`, `/config` and `/events`. `ip:port` or `unix:/path`, different from the proxy's. A socket passed by systemd (`FileDescriptorName=admin`, or the second one if they have no names) must be bound to the same address.",
+        "Address of the admin port: the status page (`/`), `/metrics`, `/livez`, `/readyz`, `/lanes`, `/history`, `/calls`, `/unknown`, `/config` and `/events`. `ip:port` or `unix:/path`, different from the proxy's. A socket passed by systemd (`FileDescriptorName=admin`, or the second one if they have no names) must be bound to the same address.",
     ),
     key(
         "listen.admin_token",

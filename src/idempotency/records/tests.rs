@@ -8,6 +8,7 @@ use crate::idempotency::fingerprint::{fingerprint, record_name};
 use crate::idempotency::key;
 use crate::idempotency::record::FlowDescription;
 use crate::observe::journal::{JournalOrder, KeyedEnd, KeyedResolution, Outcome, ResolvedAs};
+use crate::observe::record::CallNotes;
 use crate::primitives::id::{AccountId, ClientId};
 
 const KEEP: Duration = Duration::from_secs(24 * 3600);
@@ -81,6 +82,7 @@ fn answer() -> Answer {
         code: "OK".into(),
         attempts: 1,
         waited: Duration::ZERO,
+        notes: CallNotes::default(),
         is_protected: true,
     }
 }

@@ -8,9 +8,10 @@ use tokio::time::Instant;
 
 use crate::error::{Kind, Refusal};
 use crate::limiter::fair::{FairQueue, QueueEntry};
-use crate::limiter::lane::{Context, Effect, Lane, Waiting};
+use crate::limiter::lane::{Context, Effect, Forecast, Lane, Waiting};
 use crate::limiter::pace::Rate;
 use crate::limiter::refusals;
+use crate::primitives::text::whole_millis;
 
 /// How long after an arrival that goes before others the queue is reviewed. Collects several such
 /// arrivals.
@@ -86,6 +87,10 @@ impl<W> Lane<W> {
         if self.queue.len() >= bounds.max_waiting {
             self.evict_for(entry, cx)?;
         }
+        self.admitted = Some(Forecast {
+            ahead: u32::try_from(ahead).unwrap_or(u32::MAX),
+            wait_ms: whole_millis(wait),
+        });
         if ahead < self.queue.len() {
             self.review.request(now + REVIEW_DELAY);
         }

@@ -81,6 +81,7 @@ impl<W> Lane<W> {
         random: f64,
         cx: Context<'_>,
     ) {
+        self.throttled = self.throttled.saturating_add(1);
         let attempt = ThrottledAttempt {
             written_at,
             probe: grant.probe,

@@ -164,6 +164,11 @@ impl CallMetrics {
         }
     }
 
+    /// The labels as ids.
+    pub(crate) fn label_ids(&self) -> &(AccountId, ActionName) {
+        &self.labels
+    }
+
     /// Account and action as metrics and the operators' page name them.
     pub(crate) fn labels(&self) -> [&str; 2] {
         [self.labels.0.as_str(), self.labels.1.as_str()]
