@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::{Call, Reply, try_exchange};
 use crate::harness::Metrics;
-use crate::keyed_calls::{created, created_twice, endpoint, flow_id, learn, order, state};
+use crate::keyed_calls::{created, created_twice, endpoint, flow_id, is, learn, order, state};
 use crate::process::Process;
 
 /// A Flowgate with this journal and without limits.
@@ -72,6 +72,61 @@ async fn a_later_process_knows_the_keys_of_a_killed_one() {
         "{unknown:?}"
     );
     assert_eq!(sim.report().arrived, 4);
+}
+
+#[tokio::test]
+async fn keys_are_known_after_their_lines_were_rotated_away_and_the_process_was_killed() {
+    let sim = endpoint(&[
+        "named=lost,close-after",
+        "named=forbidden,refuse=Ram.PermissionDeny",
+    ])
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let small = format!(
+        "[journal]\npath = \"{}\"\nmax_size = \"4KiB\"\nkeep = 1\n[limits]\npreset = \"none\"\n",
+        path.display()
+    );
+    let process = Process::start(&sim, &small).await;
+    let done = send(&process, "done", "done").await;
+    is(&done, 200, "first");
+    is(&send(&process, "lost", "lost").await, 409, "unknown");
+    let refused = send(&process, "refused", "forbidden").await;
+    assert_eq!(refused.code(), "Ram.PermissionDeny");
+    let name = |number: i32| format!("other-{number}");
+    for number in 0..60 {
+        let name = name(number);
+        is(&send(&process, &name, &name).await, 200, "first");
+    }
+    for _ in 0..60 {
+        let call = Call::v3(&process.proxy.to_string(), "without a key");
+        assert_eq!(call.send(process.proxy).await.status, 200);
+    }
+    let bytes = |suffix: &str| {
+        let file = folder.path().join(format!("journal{suffix}"));
+        std::fs::read_to_string(file).unwrap_or_default()
+    };
+    for suffix in ["", ".1"] {
+        assert!(
+            !bytes(suffix).contains("\"flow_name\":\"done\""),
+            "{suffix} has the first key"
+        );
+    }
+    process.kill().await;
+
+    sim.set_faults(Vec::new());
+    let process = Process::start(&sim, &small).await;
+    let again = send(&process, "done", "done").await;
+    is(&again, 200, "replayed");
+    assert_eq!(again.json()["Data"], done.json()["Data"]);
+    is(&send(&process, "lost", "lost").await, 409, "unknown");
+    is(&send(&process, "refused", "forbidden").await, 200, "first");
+    for number in 0..60 {
+        let name = name(number);
+        is(&send(&process, &name, &name).await, 200, "replayed");
+    }
+    let twice = created_twice(&sim);
+    assert_eq!(twice, [("without a key".to_owned(), 60)]);
 }
 
 #[tokio::test]
