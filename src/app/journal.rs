@@ -23,10 +23,14 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Opens the journal.
 pub(super) fn open(
     config: &config::Journal,
+    keys: &config::ExactlyOnce,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Journal>, StartError> {
     match Journal::open(config, metrics.clone()) {
-        Ok(journal) => Ok(Arc::new(journal)),
+        Ok(journal) => {
+            journal.keep_keys(keys);
+            Ok(Arc::new(journal))
+        }
         Err(error) => Err(StartError::Journal {
             path: config.path.clone(),
             error,

@@ -68,7 +68,7 @@ impl AppState {
         let journal = config
             .journal
             .as_ref()
-            .map(|it| journal::open(it, &metrics))
+            .map(|it| journal::open(it, &config.exactly_once, &metrics))
             .transpose()?;
         let certificates = config
             .listen
@@ -140,6 +140,9 @@ impl AppState {
         self.calls
             .records
             .set_bounds(bounds_of_keys(&config_snapshot.config));
+        if let Some(journal) = &self.calls.journal {
+            journal.keep_keys(&config_snapshot.config.exactly_once);
+        }
         looks::reconfigure(&self.calls);
         if let Some(shared) = &self.calls.shared_records {
             shared.set_times(times_of_keys(&config_snapshot.config));

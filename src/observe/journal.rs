@@ -3,9 +3,11 @@
 //! written are counted, and their calls continue (docs/journal.md explains why).
 //!
 //! A thread writes the lines (`journal/writer.rs`) to a rotating file (`journal/file.rs`) and
-//! tracks outages (`journal/health.rs`). `journal/line.rs` defines a line, `journal/open.rs` reads
-//! a journal, `journal/lock.rs` notices another process that writes it.
+//! tracks outages (`journal/health.rs`). `journal/carry.rs` keeps the keys of a file that is dropped.
+//! `journal/line.rs` defines a line, `journal/open.rs` reads a journal, `journal/lock.rs` notices
+//! another process that writes it.
 
+mod carry;
 mod file;
 mod health;
 mod line;
@@ -28,6 +30,7 @@ use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
 use crate::primitives::id::AccessKeyId;
 use crate::primitives::text::{capped, capped_at};
+use carry::Carrier;
 use health::Health;
 use line::{DoneLine, Line, ResolvedLine};
 use lock::JournalLock;
@@ -45,6 +48,7 @@ pub(crate) struct Journal {
     attempts: AtomicU64,
     writer: Writer,
     health: Arc<Health>,
+    carrier: Arc<Carrier>,
     lock: JournalLock,
     /// Whether an earlier process writes the file, too.
     is_shared: AtomicBool,
@@ -118,11 +122,13 @@ impl Journal {
     /// Opens or creates the file. Read it later only: without another process its content is then
     /// complete.
     pub(crate) fn open(config: &config::Journal, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let file = RotatingFile::open(config)?;
+        let mut file = RotatingFile::open(config)?;
         let (lock, is_shared) = JournalLock::take(&config.path);
         let mut run = [0; 8];
         getrandom::fill(&mut run).map_err(io::Error::other)?;
         let health = Arc::new(Health::new(metrics.clone()));
+        let carrier = Arc::new(Carrier::new(&config.path, health.clone()));
+        file.carry_with(carrier.clone());
         let writer = Writer::start(file, health.clone())?;
         metrics.journal_shared(is_shared);
         Ok(Self {
@@ -130,10 +136,17 @@ impl Journal {
             attempts: AtomicU64::new(0),
             writer,
             health,
+            carrier,
             lock,
             is_shared: AtomicBool::new(is_shared),
             metrics,
         })
+    }
+
+    /// Sets whether the keys of a file that is dropped are kept, and how long a finished one is. At
+    /// first they are not.
+    pub(crate) fn keep_keys(&self, keys: &config::ExactlyOnce) {
+        self.carrier.set_keep(keys.keys.then_some(keys.keep));
     }
 
     /// Prepares the record of an attempt. `flow_name` is recorded only if the action creates a

@@ -8,8 +8,11 @@ use tokio::task::JoinSet;
 
 use crate::caller::{Call, Reply, try_exchange};
 use crate::harness::Metrics;
-use crate::keyed_calls::{created, created_twice, endpoint, flow_id, learn, order, state};
+use crate::keyed_calls::{created, created_twice, endpoint, flow_id, is, learn, order, state};
 use crate::process::Process;
+
+/// A journal that soon drops its files.
+const SMALL: &str = "max_size = \"4KiB\"\nkeep = 1\n";
 
 /// A Flowgate with this journal and without limits.
 async fn start(sim: &Running, journal: &Path) -> Process {
@@ -19,6 +22,16 @@ async fn start(sim: &Running, journal: &Path) -> Process {
 async fn start_with(sim: &Running, journal: &Path, more: &str) -> Process {
     let toml = format!(
         "[journal]\npath = \"{}\"\n[limits]\npreset = \"none\"\n{more}",
+        journal.display()
+    );
+    Process::start(sim, &toml).await
+}
+
+/// `section` is TOML for the section of the journal.
+async fn start_with_journal(sim: &Running, journal: &Path, section: &str) -> Process {
+    let limits = "[limits]\npreset = \"none\"\n";
+    let toml = format!(
+        "{limits}[journal]\npath = \"{}\"\n{section}",
         journal.display()
     );
     Process::start(sim, &toml).await
@@ -75,6 +88,57 @@ async fn a_later_process_knows_the_keys_of_a_killed_one() {
 }
 
 #[tokio::test]
+async fn keys_are_known_after_their_lines_were_rotated_away_and_the_process_was_killed() {
+    let sim = endpoint(&[
+        "named=lost,close-after",
+        "named=forbidden,refuse=Ram.PermissionDeny",
+    ])
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let process = start_with_journal(&sim, &path, SMALL).await;
+    let done = send(&process, "done", "done").await;
+    is(&done, 200, "first");
+    is(&send(&process, "lost", "lost").await, 409, "unknown");
+    let refused = send(&process, "refused", "forbidden").await;
+    assert_eq!(refused.code(), "Ram.PermissionDeny");
+    let name = |number: i32| format!("other-{number}");
+    for number in 0..60 {
+        let name = name(number);
+        is(&send(&process, &name, &name).await, 200, "first");
+    }
+    for _ in 0..60 {
+        let call = Call::v3(&process.proxy.to_string(), "without a key");
+        assert_eq!(call.send(process.proxy).await.status, 200);
+    }
+    let bytes = |suffix: &str| {
+        let file = folder.path().join(format!("journal{suffix}"));
+        std::fs::read_to_string(file).unwrap_or_default()
+    };
+    for suffix in ["", ".1"] {
+        assert!(
+            !bytes(suffix).contains("\"flow_name\":\"done\""),
+            "{suffix} has the first key"
+        );
+    }
+    process.kill().await;
+
+    sim.set_faults(Vec::new());
+    let process = start_with_journal(&sim, &path, SMALL).await;
+    let again = send(&process, "done", "done").await;
+    is(&again, 200, "replayed");
+    assert_eq!(again.json()["Data"], done.json()["Data"]);
+    is(&send(&process, "lost", "lost").await, 409, "unknown");
+    is(&send(&process, "refused", "forbidden").await, 200, "first");
+    for number in 0..60 {
+        let name = name(number);
+        is(&send(&process, &name, &name).await, 200, "replayed");
+    }
+    let twice = created_twice(&sim);
+    assert_eq!(twice, [("without a key".to_owned(), 60)]);
+}
+
+#[tokio::test]
 async fn a_process_that_starts_before_another_has_ended_warns_and_then_knows_its_keys() {
     const SHARED: &str = "flowgate_journal_shared";
     let sim = endpoint(&["named=slow,slow=2s"]).await;
@@ -123,6 +187,16 @@ async fn a_process_that_starts_before_another_has_ended_warns_and_then_knows_its
 
 #[tokio::test]
 async fn no_key_is_executed_twice_over_kills_at_random_times() {
+    kill_at_random_times("").await;
+}
+
+#[tokio::test]
+async fn no_key_is_executed_twice_over_kills_at_random_times_while_the_journal_drops_files() {
+    kill_at_random_times(SMALL).await;
+}
+
+/// Uses keys again over processes that are killed. `journal` is TOML for the section.
+async fn kill_at_random_times(journal: &str) {
     let sim = endpoint(&[
         "percent=10,slow=50ms",
         "percent=5,close-after",
@@ -134,7 +208,7 @@ async fn no_key_is_executed_twice_over_kills_at_random_times() {
     let mut answered: BTreeMap<String, String> = BTreeMap::new();
     let mut arrived = 0;
     for _round in 0..5 {
-        let process = start(&sim, &path).await;
+        let process = start_with_journal(&sim, &path, journal).await;
         let mut workers = JoinSet::new();
         for worker in 0..8 {
             let proxy = process.proxy;

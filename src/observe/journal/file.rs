@@ -9,11 +9,13 @@ use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::carry::{self, Carrier};
 use super::writer::{Sink, WriteResult};
 use crate::config;
 
@@ -31,6 +33,8 @@ pub(crate) struct RotatingFile {
     size: u64,
     /// The lines of one write.
     buffer: Vec<u8>,
+    /// Carries the keys of the oldest file before it is dropped.
+    carrier: Option<Arc<Carrier>>,
 }
 
 /// Device and inode of a file.
@@ -39,8 +43,13 @@ pub(super) struct Identity(u64, u64);
 
 /// Returns the name of a rotated file. Higher numbers are older.
 pub(super) fn older(path: &Path, number: u32) -> PathBuf {
+    with_suffix(path, &format!(".{number}"))
+}
+
+/// Returns the name of another file of the journal at `path`.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
+    name.push(suffix);
     name.into()
 }
 
@@ -118,7 +127,13 @@ impl RotatingFile {
             identity: Identity::of(&metadata),
             size: metadata.len(),
             buffer: Vec::new(),
+            carrier: None,
         })
+    }
+
+    /// Lets no file be dropped before its keys are carried.
+    pub(super) fn carry_with(&mut self, carrier: Arc<Carrier>) {
+        self.carrier = Some(carrier);
     }
 
     /// Fills the buffer with the first line and as many more as fit into the file. Returns where
@@ -195,7 +210,11 @@ impl RotatingFile {
         }
         let moved = match self.look_for_room(more) {
             Some(true) => Ok(()),
-            Some(false) => self.shift_files().and_then(|()| self.reopen()),
+            Some(false) => match self.shift_files() {
+                Ok(true) => self.reopen(),
+                Ok(false) => Ok(()),
+                Err(error) => Err(error),
+            },
             None => self.reopen(),
         };
         // If the file was reopened, the lock ended with the old descriptor.
@@ -203,15 +222,41 @@ impl RotatingFile {
         moved
     }
 
-    /// Renames the files, the oldest first. The last one is overwritten.
-    fn shift_files(&self) -> io::Result<()> {
+    /// Renames the files, the oldest first. The last one is overwritten, or its keys are carried.
+    /// Returns false if the files must stay where they are, because keys are still being carried.
+    fn shift_files(&self) -> io::Result<bool> {
+        if !self.drop_oldest()? {
+            return Ok(false);
+        }
         for number in (1..self.keep).rev() {
             match std::fs::rename(older(&self.path, number), older(&self.path, number + 1)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        std::fs::rename(&self.path, older(&self.path, 1))
+        std::fs::rename(&self.path, older(&self.path, 1))?;
+        Ok(true)
+    }
+
+    /// Makes room for the last file but one. Returns whether there is room.
+    fn drop_oldest(&self) -> io::Result<bool> {
+        let Some(carrier) = self.carrier.as_ref().filter(|it| it.is_on()) else {
+            return Ok(true);
+        };
+        let dropped = carry::dropped(&self.path);
+        if dropped.try_exists()? {
+            carrier.start();
+            return Ok(false);
+        }
+        // There are more files than `keep` if it was larger before. Each is read before the newer
+        // ones, so the oldest must go first.
+        let oldest = (self.keep..).take_while(|number| older(&self.path, *number).exists());
+        let Some(oldest) = oldest.last() else {
+            return Ok(true);
+        };
+        std::fs::rename(older(&self.path, oldest), dropped)?;
+        carrier.start();
+        Ok(oldest == self.keep)
     }
 }
 

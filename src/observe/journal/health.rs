@@ -88,6 +88,12 @@ impl Health {
         });
     }
 
+    /// Keys cannot be carried from a file that is to be dropped. It stays.
+    pub(super) fn not_carried(&self, error: &dyn Display) {
+        self.metrics.journal_failed();
+        tracing::error!(%error, "keys cannot be carried from the journal's oldest file; its files grow until they are");
+    }
+
     /// The writer thread has panicked.
     pub(super) fn ended(&self, now: Instant) {
         self.state.lock().writing_since = None;

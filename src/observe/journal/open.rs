@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::JournalOrder;
+use super::carry;
 use super::file::{Identity, older};
 use super::line::{Line, Outcome, ResolvedAs, ResolvedLine, SentLine};
 use crate::acs::time;
@@ -173,7 +174,7 @@ pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
     })
 }
 
-/// Reads all lines, those of the oldest file first.
+/// Reads all lines: those that were carried from dropped files, then those of the oldest file first.
 fn for_each_line(path: &Path, mut read: impl FnMut(&[u8])) -> io::Result<()> {
     for file in files(path)?.into_iter().rev() {
         for line in BufReader::new(file).split(b'\n') {
@@ -183,8 +184,9 @@ fn for_each_line(path: &Path, mut read: impl FnMut(&[u8])) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens all files, the latest first. With this order, a concurrent rotation cannot hide a file: a
-/// file that it moves is found twice and used once.
+/// Opens all files, the latest first, the carried lines last. With this order, a concurrent rotation
+/// cannot hide a file: a file that it moves is found twice and used once. A line that is carried
+/// meanwhile may be read twice.
 fn files(path: &Path) -> io::Result<Vec<File>> {
     let mut files = vec![File::open(path)];
     // A rotation in progress leaves a gap of one.
@@ -196,6 +198,7 @@ fn files(path: &Path) -> io::Result<Vec<File>> {
         files.push(file);
         number += 1;
     }
+    files.extend([carry::dropped(path), carry::keys(path)].map(File::open));
     let mut seen = Vec::new();
     let mut found = Vec::new();
     let mut missing = None;
