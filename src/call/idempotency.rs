@@ -654,7 +654,7 @@ impl KeyedCall<'_> {
                 let state = if ending.is_resolved {
                     KeyState::Resolved
                 } else {
-                    KeyState::Attached
+                    self.attached_state()
                 };
                 Some(Ok(self.replay(created, state, record)))
             }
@@ -662,12 +662,29 @@ impl KeyedCall<'_> {
             // CAMS's own refusal is for all who waited for it.
             End::Released if ending.was_sent() => {
                 let refused = self.first(ending, record);
-                Some(refused.map_err(|refusal| refusal.with_key(KeyState::Attached.label())))
+                Some(refused.map_err(|refusal| match refusal.key {
+                    Some(_) => refusal.with_key(self.attached_state().label()),
+                    None => refusal,
+                }))
             }
             End::Released if Instant::now() >= self.answer_by => {
                 Some(Err(self.pending(&Progress::Claimed)))
             }
             End::Released => None,
+        }
+    }
+
+    /// Whether the call has no key, and is taken for a repetition.
+    fn is_adopted(&self) -> bool {
+        self.order.order.kind == OrderKind::Equal
+    }
+
+    /// What the answer to a call says that has waited for another one.
+    fn attached_state(&self) -> KeyState {
+        if self.is_adopted() {
+            KeyState::Adopted
+        } else {
+            KeyState::Attached
         }
     }
 
@@ -694,9 +711,9 @@ impl KeyedCall<'_> {
         } = &self.order.order.flow;
         let request_id = created.request_id.as_deref().unwrap_or_default();
         let flow = CreatedFlow::new(request_id, &created.flow_id, name, categories);
-        let state = match (self.order.order.kind, state) {
-            (OrderKind::Equal, KeyState::Attached | KeyState::Replayed) => KeyState::Adopted,
-            (_, state) => state,
+        let state = match state {
+            KeyState::Replayed if self.is_adopted() => KeyState::Adopted,
+            state => state,
         };
         let response = reply::replay(&flow, state, self.format);
         record.answered(Outcome::Ok, "OK", StatusCode::OK);

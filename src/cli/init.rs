@@ -29,7 +29,7 @@ pub struct Options {
     /// The account's name in metrics and logs.
     #[arg(long, value_name = "ID", default_value = "main")]
     account: String,
-    /// The account's access key id. Its secret is in the variable FLOWGATE_ACCOUNT_<ID>_SECRET, or in
+    /// The account's access key id. Its secret is in the variable `FLOWGATE_ACCOUNT_<ID>_SECRET`, or in
     /// the folder of --secrets.
     #[arg(long, value_name = "ID")]
     access_key_id: Option<String>,

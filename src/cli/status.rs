@@ -116,7 +116,10 @@ pub(super) fn listener(
 // === impl Status ===
 
 impl Status {
-    /// See [`listener`].
+    /// The admin port that is asked, by the options or the configuration of `source`.
+    ///
+    /// # Errors
+    /// The configuration does not say which, or its token cannot be read.
     pub fn admin(&self, source: &Source) -> Result<Admin, String> {
         listener(self.admin.as_ref(), self.token_file.as_deref(), source)
     }
