@@ -410,7 +410,7 @@ function showHealth(shown) {
 
 // === Attention needed ===
 
-// The party where the cause of each section of the runbook is; what is not listed is Flowgate's.
+// For each alert of the runbook, the party that causes it. Flowgate causes all that are not listed.
 const PARTY_OF = {
   UpstreamUnreachable: 'cams', ThrottledUnderRate: 'cams', EffectiveRateLow: 'cams', OutcomeUnknown: 'cams', UnknownOutcomeOld: 'cams', UnknownOutcomeAmbiguous: 'cams',
   StoreDown: 'store', SignatureFailures: 'callers', CallsRefused: 'callers', QueueAgeNearHold: 'callers',
