@@ -10,7 +10,7 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::Bind;
+use crate::cli::ask::AdminAddress;
 
 pub mod ask;
 pub mod init;
@@ -88,9 +88,9 @@ pub enum Command {
         /// Check whether it is ready for calls instead. A draining Flowgate is alive but not ready.
         #[arg(long)]
         ready: bool,
-        /// The admin address, ip:port or unix:/path [default: listen.admin of the configuration].
+        /// The admin address, ip:port, name:port or unix:/path [default: listen.admin of the configuration].
         #[arg(long, value_name = "ADDRESS")]
-        admin: Option<Bind>,
+        admin: Option<AdminAddress>,
     },
     /// List attempts that were sent and have no recorded end, for example after a crash.
     ///

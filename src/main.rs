@@ -10,12 +10,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
-use flowgate::cli::ask::{self, Admin};
+use flowgate::cli::ask::{self, Admin, AdminAddress};
 use flowgate::cli::init::Init;
 use flowgate::cli::status::Status;
 use flowgate::cli::why::Why;
 use flowgate::cli::{Cli, ClientCommand, Command, journal as print_journal, pages};
-use flowgate::config::{Bind, Loaded, Mistakes, Source, account_lines, effective};
+use flowgate::config::{Loaded, Mistakes, Source, account_lines, effective};
 use flowgate::observe::journal;
 use flowgate::process::systemd::InheritedSockets;
 use flowgate::process::{hardening, logging};
@@ -231,18 +231,19 @@ fn why(wanted: &Why, source: &Source) -> ExitCode {
 }
 
 /// Queries the health of a running Flowgate, by default at the configuration's admin listener.
-fn health(source: &Source, ready: bool, admin: Option<Bind>) -> ExitCode {
-    let bind = match admin.map_or_else(|| source.admin(), Ok) {
-        Ok(bind) => bind,
+fn health(source: &Source, ready: bool, admin: Option<AdminAddress>) -> ExitCode {
+    let address = match admin.map_or_else(|| source.admin().map(AdminAddress::Bind), Ok) {
+        Ok(address) => address,
         Err(mistakes) => return unusable(&mistakes),
     };
-    let admin = Admin { bind, token: None };
+    let token = None;
+    let admin = Admin { address, token };
     let path = if ready { "/readyz" } else { "/livez" };
     let mistake = match runtime().map(|runtime| runtime.block_on(ask::ask(&admin, path))) {
         Ok(Ok(response)) if response.status.is_success() => return write(response.body.as_bytes()),
         Ok(Ok(response)) => format!(
             "{}{path} returned {}: {}",
-            admin.bind,
+            admin.address,
             response.status.as_u16(),
             response.body.trim_end()
         ),

@@ -8,17 +8,17 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 
-use super::ask::{Admin, ask};
+use super::ask::{Admin, AdminAddress, ask};
 use super::table::{shown, table};
-use crate::config::{Bind, Source, secret_file};
+use crate::config::{Source, secret_file};
 use crate::limiter::{LaneView, OperatorPauseView, TenantView};
 
 /// The options of `flowgate status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Status {
-    /// The admin address, ip:port or unix:/path [default: listen.admin of the configuration].
+    /// The admin address, ip:port, name:port or unix:/path [default: listen.admin of the configuration].
     #[arg(long, value_name = "ADDRESS")]
-    pub admin: Option<Bind>,
+    pub admin: Option<AdminAddress>,
     /// The file with the admin token [default: listen.admin_token of the configuration, unless
     /// --admin is given].
     #[arg(long, value_name = "FILE")]
@@ -90,7 +90,7 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 /// Returns the address and token to use. The token of the configuration is sent only to the
 /// listener of the configuration.
 pub(super) fn listener(
-    admin: Option<&Bind>,
+    admin: Option<&AdminAddress>,
     token_file: Option<&Path>,
     source: &Source,
 ) -> Result<Admin, String> {
@@ -98,19 +98,20 @@ pub(super) fn listener(
         .map(secret_file)
         .transpose()
         .map_err(|mistake| format!("--token-file: {mistake}"))?;
-    if let Some(bind) = admin {
+    if let Some(address) = admin {
         return Ok(Admin {
-            bind: bind.clone(),
+            address: address.clone(),
             token,
         });
     }
     let bind = source.admin().map_err(|mistakes| mistakes.to_string())?;
+    let address = AdminAddress::Bind(bind);
     if token.is_some() {
-        return Ok(Admin { bind, token });
+        return Ok(Admin { address, token });
     }
     let token = source.admin_token();
     let token = token.map_err(|mistakes| format!("{mistakes}\n(or use --token-file)"))?;
-    Ok(Admin { bind, token })
+    Ok(Admin { address, token })
 }
 
 // === impl Status ===
@@ -133,7 +134,7 @@ impl Status {
             let why = shown(response.body.trim_end());
             return Err(format!(
                 "{}/lanes returned {}: {why} (--token-file)",
-                admin.bind,
+                admin.address,
                 response.status.as_u16()
             ));
         }
@@ -142,7 +143,7 @@ impl Status {
         }
         let page = serde_json::from_str::<Page>(&response.body);
         page.map(|page| page.table(self.tenants))
-            .map_err(|_| format!("{}/lanes is not Flowgate's page", admin.bind))
+            .map_err(|_| format!("{}/lanes is not Flowgate's page", admin.address))
     }
 
     /// Prints the lanes every second until the output is closed. Failed queries are printed and

@@ -7,19 +7,19 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Deserialize;
 
-use super::ask::{Admin, ask};
+use super::ask::{Admin, AdminAddress, ask};
 use super::status::listener;
 use crate::acs::encode::encode;
-use crate::config::{Bind, Source};
+use crate::config::Source;
 
 /// The options of `flowgate why`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Why {
     /// The request id of Flowgate, or of CAMS, as an answer, an error of an SDK or the log names it.
     pub request_id: String,
-    /// The admin address, ip:port or unix:/path [default: listen.admin of the configuration].
+    /// The admin address, ip:port, name:port or unix:/path [default: listen.admin of the configuration].
     #[arg(long, value_name = "ADDRESS")]
-    pub admin: Option<Bind>,
+    pub admin: Option<AdminAddress>,
     /// The file with the admin token [default: listen.admin_token of the configuration, unless
     /// --admin is given].
     #[arg(long, value_name = "FILE")]
@@ -66,11 +66,11 @@ impl Why {
             200 if self.json => Ok(format!("{body}\n")),
             200 => serde_json::from_str::<Call>(body)
                 .map(|call| call.text())
-                .map_err(|_| format!("{}{path} is not Flowgate's page", admin.bind)),
+                .map_err(|_| format!("{}{path} is not Flowgate's page", admin.address)),
             404 => Err(shown(body)),
             status => Err(format!(
                 "{}/calls returned {status}: {} (--token-file)",
-                admin.bind,
+                admin.address,
                 shown(body)
             )),
         }

@@ -66,7 +66,7 @@ pub(crate) const KEYS: &[Key] = &[
         "listen.names",
         Kind::List,
         Some("[]"),
-        "Flowgate's own host names, with or without a port, by which applications reach it. They are accepted as a signed host in addition to the address (behind `0.0.0.0`: any address). The admin port answers only to these names and its address.",
+        "Flowgate's own host names, without a port (each stands for every port), by which applications reach it. They are accepted as a signed host in addition to the address (behind `0.0.0.0`: any address). The admin port answers only to these names and its address.",
     ),
     key(
         "listen.tls",
