@@ -15,12 +15,23 @@ pub(crate) enum Kind {
     Direct,
     Nginx,
     NginxLimit,
+    NginxSigning,
     Haproxy,
     Envoy,
+    EnvoySigning,
     Floor,
     Relayed,
     RelayedOnTwo,
     Managed,
+}
+
+/// Programs that are not this package's default.
+#[derive(Clone, Copy)]
+pub(crate) struct Programs<'a> {
+    pub(crate) flowgate: &'a Path,
+    pub(crate) envoy: Option<&'a Path>,
+    /// nginx's module for JavaScript.
+    pub(crate) njs: Option<&'a Path>,
 }
 
 /// Room and time for a waiting crowd.
@@ -35,22 +46,27 @@ pub(crate) struct Contender {
 // === impl Kind ===
 
 impl Kind {
-    pub(crate) fn all(envoy: bool) -> impl Iterator<Item = Self> {
-        use Kind::{
-            Direct, Envoy, Floor, Haproxy, Managed, Nginx, NginxLimit, Relayed, RelayedOnTwo,
-        };
+    /// Those that the programs allow.
+    pub(crate) fn all(programs: Programs<'_>) -> impl Iterator<Item = Self> {
         let all = [
-            Direct,
-            Nginx,
-            NginxLimit,
-            Haproxy,
-            Envoy,
-            Floor,
-            Relayed,
-            Managed,
-            RelayedOnTwo,
+            Self::Direct,
+            Self::Nginx,
+            Self::NginxLimit,
+            Self::NginxSigning,
+            Self::Haproxy,
+            Self::Envoy,
+            Self::EnvoySigning,
+            Self::Floor,
+            Self::Relayed,
+            Self::Managed,
+            Self::RelayedOnTwo,
         ];
-        all.into_iter().filter(move |kind| envoy || *kind != Envoy)
+        let (has_envoy, has_njs) = (programs.envoy.is_some(), programs.njs.is_some());
+        all.into_iter().filter(move |kind| match kind {
+            Self::Envoy | Self::EnvoySigning => has_envoy,
+            Self::NginxSigning => has_njs,
+            _ => true,
+        })
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -58,8 +74,10 @@ impl Kind {
             Self::Direct => "direct",
             Self::Nginx => "nginx proxy_pass",
             Self::NginxLimit => "nginx limit_req",
+            Self::NginxSigning => "nginx njs, verifies and signs",
             Self::Haproxy => "HAProxy",
             Self::Envoy => "Envoy",
+            Self::EnvoySigning => "Envoy, signs for AWS",
             Self::Floor => "floor (hyper)",
             Self::Relayed => "Flowgate relayed",
             Self::RelayedOnTwo => "Flowgate relayed, 2 workers",
@@ -68,7 +86,7 @@ impl Kind {
     }
 
     pub(crate) fn is_managed(self) -> bool {
-        self == Self::Managed
+        matches!(self, Self::Managed | Self::NginxSigning)
     }
 }
 
@@ -77,7 +95,7 @@ pub(crate) fn start(
     kind: Kind,
     upstream: SocketAddr,
     folder: &Path,
-    envoy: Option<&Path>,
+    programs: Programs<'_>,
 ) -> Option<Contender> {
     let path = folder.join("configuration");
     let port = free_port();
@@ -89,8 +107,11 @@ pub(crate) fn start(
             let address = process.address();
             return Some(Contender { process, address });
         }
-        Kind::Nginx | Kind::NginxLimit => {
-            write(nginx(kind == Kind::NginxLimit, port, upstream, folder));
+        Kind::Nginx | Kind::NginxLimit | Kind::NginxSigning => {
+            if kind == Kind::NginxSigning {
+                std::fs::write(folder.join("acs3.js"), include_str!("acs3.js")).unwrap();
+            }
+            write(nginx(kind, port, upstream, folder, programs.njs));
             command(
                 "nginx",
                 &["-p", text(folder), "-e", "stderr", "-c", text(&path)],
@@ -100,12 +121,12 @@ pub(crate) fn start(
             write(haproxy(port, upstream));
             command("haproxy", &["-db", "-f", text(&path)])
         }
-        Kind::Envoy => {
+        Kind::Envoy | Kind::EnvoySigning => {
             let path = folder.join("envoy.yaml");
-            std::fs::write(&path, envoy_yaml(port, upstream)).unwrap();
-            let envoy = text(envoy?);
-            command(
-                envoy,
+            let signs = kind == Kind::EnvoySigning;
+            std::fs::write(&path, envoy_yaml(port, upstream, signs)).unwrap();
+            let mut command = command(
+                text(programs.envoy?),
                 &[
                     "--concurrency",
                     "1",
@@ -115,10 +136,15 @@ pub(crate) fn start(
                     "-c",
                     text(&path),
                 ],
-            )
+            );
+            command.envs([
+                ("AWS_ACCESS_KEY_ID", "bench-key"),
+                ("AWS_SECRET_ACCESS_KEY", "bench-secret"),
+            ]);
+            command
         }
         Kind::Relayed | Kind::RelayedOnTwo | Kind::Managed => {
-            flowgate(kind, port, upstream, folder)
+            flowgate(kind, port, upstream, folder, programs.flowgate)
         }
     };
     let both = format!("{CONTENDER},{OTHERS}");
@@ -142,7 +168,7 @@ pub(crate) fn start(
 }
 
 /// Without a log line per call, like the others.
-fn flowgate(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path) -> Command {
+fn flowgate(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path, program: &Path) -> Command {
     let mut toml = format!(
         "log = {{ level = \"warn\" }}\n{PATIENT}[listen]\nmax_connections = 20000\nmax_connections_per_source = 20000\nproxy = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:0\"\n\
          [upstream]\nurl = \"http://{upstream}\"\n"
@@ -152,7 +178,7 @@ fn flowgate(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path) -> Comma
     }
     let path = folder.join("flowgate.toml");
     std::fs::write(&path, toml).unwrap();
-    let mut command = command(env!("CARGO_BIN_EXE_flowgate"), &["--config", text(&path)]);
+    let mut command = command(text(program), &["--config", text(&path)]);
     command.env(
         "TOKIO_WORKER_THREADS",
         if kind == Kind::RelayedOnTwo { "2" } else { "1" },
@@ -160,24 +186,35 @@ fn flowgate(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path) -> Comma
     command
 }
 
-fn nginx(limited: bool, port: u16, upstream: SocketAddr, folder: &Path) -> String {
+fn nginx(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path, njs: Option<&Path>) -> String {
     let folder = text(folder);
-    let (zone, limit) = if limited {
+    let (mut module, mut zone, mut limit) = (String::new(), String::new(), String::new());
+    let mut host = upstream.to_string();
+    if kind == Kind::NginxLimit {
         let key = r#"map $http_authorization $key { default $http_authorization; "~Credential=(?<id>[^,]+)" $id; }"#;
-        let zone = format!("{key}\n limit_req_zone $key zone=keys:64m rate=5r/s;");
-        (zone, "limit_req zone=keys burst=20000;")
-    } else {
-        (String::new(), "")
-    };
+        zone = format!("{key}\n limit_req_zone $key zone=keys:64m rate=5r/s;");
+        limit = "limit_req zone=keys burst=20000;".into();
+    } else if let (Kind::NginxSigning, Some(njs)) = (kind, njs) {
+        module = format!("load_module {};\n", text(njs));
+        zone = format!(
+            "js_path {folder}; js_import acs3 from acs3.js; js_set $signed acs3.authorization;\n\
+             js_var $nonce; js_var $date;"
+        );
+        // The variable is evaluated once: what it refuses is empty.
+        limit = "if ($signed = \"\") { return 403; } proxy_set_header Authorization $signed;\n\
+                 proxy_set_header x-acs-signature-nonce $nonce; proxy_set_header x-acs-date $date;"
+            .into();
+        host = "$http_host".into();
+    }
     let temps: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|name| format!("{name}_temp_path {folder}/{name};\n"))
         .concat();
     format!(
-        "daemon off; worker_processes 1; worker_rlimit_nofile 65536; pid {folder}/pid; events {{ worker_connections 32768; }}\n\
+        "{module}daemon off; worker_processes 1; worker_rlimit_nofile 65536; pid {folder}/pid; events {{ worker_connections 32768; }}\n\
          http {{ access_log off; keepalive_requests 100000000; {zone}\n{temps}\
          upstream backend {{ server {upstream}; keepalive 128; keepalive_requests 100000000; }}\n\
          server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ {limit} proxy_pass http://backend;\n\
-         proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host {upstream}; }} }} }}\n"
+         proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host {host}; }} }} }}\n"
     )
 }
 
@@ -188,8 +225,18 @@ fn haproxy(port: u16, upstream: SocketAddr) -> String {
     )
 }
 
-fn envoy_yaml(port: u16, upstream: SocketAddr) -> String {
+fn envoy_yaml(port: u16, upstream: SocketAddr, signs: bool) -> String {
     let endpoint = upstream.port();
+    let signing = if signs {
+        r#"- name: envoy.filters.http.aws_request_signing
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.aws_request_signing.v3.AwsRequestSigning
+              service_name: execute-api
+              region: us-east-1
+          "#
+    } else {
+        ""
+    };
     format!(
         r#"static_resources:
   listeners:
@@ -202,7 +249,7 @@ fn envoy_yaml(port: u16, upstream: SocketAddr) -> String {
           stat_prefix: bench
           route_config: {{ virtual_hosts: [ {{ name: all, domains: ["*"], routes: [ {{ match: {{ prefix: "/" }}, route: {{ cluster: back }} }} ] }} ] }}
           http_filters:
-          - name: envoy.filters.http.router
+          {signing}- name: envoy.filters.http.router
             typed_config: {{ "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }}
   clusters:
   - name: back

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::contenders::Kind;
+use crate::contenders::{Kind, Programs};
 use crate::process::Process;
 use crate::table::{Row, Table};
 
@@ -43,6 +43,14 @@ struct Options {
     /// Path of Envoy's binary, to include it.
     #[arg(long)]
     envoy: Option<PathBuf>,
+    /// Path of nginx's module for JavaScript, such as
+    /// /usr/lib/nginx/modules/ngx_http_js_module.so, to include a proxy that signs.
+    #[arg(long)]
+    njs: Option<PathBuf>,
+    /// Another Flowgate than the one that was built with this benchmark, such as that of
+    /// scripts/release/build.
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_flowgate"))]
+    flowgate: PathBuf,
     /// Only contenders whose name contains this, and the direct path.
     #[arg(long, default_value = "")]
     only: String,
@@ -78,13 +86,13 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    match options.role {
+    match &options.role {
         Some(Role::Backend) => runtime.block_on(backend::serve()),
         Some(Role::Floor { upstream }) => runtime.block_on(floor::serve(upstream)),
         Some(Role::Load(load)) => runtime.block_on(load.run()),
         Some(Role::Crowd(crowd)) => runtime.block_on(crowd.run()),
-        Some(Role::Waiting) => memory::waiting(),
-        Some(Role::Start) => start::start(),
+        Some(Role::Waiting) => memory::waiting(options.programs()),
+        Some(Role::Start) => start::start(options.programs()),
         None => runtime.block_on(side_by_side(&options)),
     }
 }
@@ -94,7 +102,7 @@ async fn side_by_side(options: &Options) {
     let upstream = backend.address();
     let mut table = Table::default();
     for round in 0..options.rounds {
-        for kind in Kind::all(options.envoy.is_some()) {
+        for kind in Kind::all(options.programs()) {
             let name = kind.name();
             if kind != Kind::Direct && !name.contains(&options.only) {
                 continue;
@@ -107,10 +115,22 @@ async fn side_by_side(options: &Options) {
     backend.stop();
 }
 
+// === impl Options ===
+
+impl Options {
+    fn programs(&self) -> Programs<'_> {
+        Programs {
+            flowgate: &self.flowgate,
+            envoy: self.envoy.as_deref(),
+            njs: self.njs.as_deref(),
+        }
+    }
+}
+
 /// Measures one contender under load, then with one connection.
 async fn measure(kind: Kind, upstream: SocketAddr, options: &Options) -> Row {
     let folder = tempfile::tempdir().unwrap();
-    let mut contender = contenders::start(kind, upstream, folder.path(), options.envoy.as_deref());
+    let mut contender = contenders::start(kind, upstream, folder.path(), options.programs());
     let to = contender
         .as_ref()
         .map_or(upstream, |contender| contender.address);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::contenders::{self, Kind};
+use crate::contenders::{self, Kind, Programs};
 use crate::process::{Process, say};
 use crate::{CONTENDER, OTHERS};
 
@@ -12,7 +12,7 @@ const WAITING: usize = 15_000;
 const KEPT_DESCRIPTORS: usize = 128;
 
 /// Prints the resident memory added by a waiting call.
-pub(crate) fn waiting() {
+pub(crate) fn waiting(programs: Programs<'_>) {
     let descriptors =
         usize::try_from(flowgate::process::hardening::raise_open_files().unwrap()).unwrap();
     let calls = WAITING.min((descriptors - KEPT_DESCRIPTORS) / 2);
@@ -29,7 +29,7 @@ pub(crate) fn waiting() {
             let address = process.address();
             (process, address)
         } else {
-            let contender = contenders::start(kind, upstream, folder.path(), None).unwrap();
+            let contender = contenders::start(kind, upstream, folder.path(), programs).unwrap();
             (contender.process, contender.address)
         };
         let before = process.rss_mib();
