@@ -219,7 +219,7 @@ def render(chart, values, cluster=None):
 def dockerfile(_):
     run(TOOLS / "hadolint", DEPLOY / "Dockerfile")
     pinned = re.search(r'channel = "(\d+\.\d+)', (ROOT / "rust-toolchain.toml").read_text())[1]
-    assert f"FROM rust:{pinned}-" in (DEPLOY / "Dockerfile").read_text(), f"not built with Rust {pinned}"
+    assert f"ARG RUST_BASE=rust:{pinned}-" in (DEPLOY / "Dockerfile").read_text(), f"not built with Rust {pinned}"
 
 
 def yaml_files(_):
@@ -350,8 +350,10 @@ def helm_test(flowgate):
             port = free.getsockname()[1]
         services = [it for it in documents if it["kind"] == "Service"]
         services = [it["metadata"]["name"] for it in services if 9900 in [each["port"] for each in it["spec"]["ports"]]]
-        command = [flowgate, *test_arguments(documents, services, port)]
-        # All that the test's pod has, besides the variables of Services.
+        [*arguments, address] = test_arguments(documents)
+        [service] = [it for it in services if address == f"{it}.messaging.svc:9900"]
+        command = [flowgate, *arguments, f"127.0.0.1:{port}"]
+        # All that the test's pod has.
         env = {"FLOWGATE_CONFIG": "/etc/flowgate/flowgate.toml"}
 
         def ask():
@@ -376,14 +378,10 @@ def helm_test(flowgate):
             assert ask().returncode == 1
 
 
-def test_arguments(documents, services, port):
-    """Those of the test's pod, as Kubernetes expands them, with another port."""
+def test_arguments(documents):
+    """Those of the pod of `helm test`."""
     [container] = [it["spec"]["containers"][0] for it in documents if it["kind"] == "Pod"]
-    arguments = container["args"]
-    for name in services:
-        variable = f"$({name.upper().replace('-', '_')}_SERVICE_HOST)"
-        arguments = [each.replace(variable, "127.0.0.1") for each in arguments]
-    return [each.replace(":9900", f":{port}") for each in arguments]
+    return container["args"]
 
 
 def run_as_rendered(flowgate, documents, folder, port):
@@ -505,12 +503,12 @@ def helm_sidecar(flowgate):
 def systemd(flowgate):
     units = {file.name: file.read_text() for file in (DEPLOY / "systemd").iterdir() if file.suffix in (".service", ".socket")}
     toml = (DEPLOY / "systemd" / "flowgate.toml").read_text()
-    drop_in = Path("flowgate.service.d", "ecs-role.conf")
-    for with_drop_in in (False, True):
+    account, ecs_role = (Path("flowgate.service.d", f"{name}.conf") for name in ("account", "ecs-role"))
+    for drop_in in (None, account, ecs_role):
         with tempfile.TemporaryDirectory() as folder:
             for name, text in units.items():
                 Path(folder, name).write_text(text.replace("/usr/bin/flowgate", flowgate))
-            if with_drop_in:
+            if drop_in:
                 Path(folder, drop_in.parent).mkdir()
                 shutil.copy(DEPLOY / "systemd" / drop_in, Path(folder, drop_in))
             said = run("systemd-analyze", "verify", "--man=no", *units, cwd=folder)
@@ -518,7 +516,8 @@ def systemd(flowgate):
             security = ("security", "--offline=true", "--no-pager", f"--threshold={EXPOSURE}", "./flowgate.service")
             run("systemd-analyze", *security, cwd=folder)
     ecs = (DEPLOY / "systemd" / "ecs-role.toml").read_text()
-    for unit, text in ((units["flowgate.service"], toml), ((DEPLOY / "systemd" / drop_in).read_text(), ecs)):
+    for drop_in, text in ((account, toml), (ecs_role, ecs)):
+        unit = (DEPLOY / "systemd" / drop_in).read_text()
         env = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.M))
         config(flowgate, text, env, re.findall(r"^LoadCredential=([^:\n]+):", unit, re.M))
     for socket, key in (("flowgate.socket", "proxy"), ("flowgate-admin.socket", "admin")):
@@ -535,8 +534,17 @@ def manual(flowgate):
         objects(render(CHART, yaml.safe_load(block)), flowgate)
 
 
+def workflow(_):
+    """The release calls each script, except those that another one calls."""
+    file = ROOT / ".github" / "workflows" / "release.yml"
+    run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", file)
+    run(TOOLS / "yamllint", "--strict", "-c", Path(__file__).with_name("yamllint.yaml"), file)
+    called = set(re.findall(r"scripts/release/([\w-]+)", file.read_text()))
+    assert called == {script.name for script in (ROOT / "scripts" / "release").iterdir()} - {"notices", "pgo"}, called
+
+
 CHECKS = [
-    dockerfile, yaml_files, compose, kubernetes, helm_chart, helm_refusals, helm_lookup, helm_test, helm_policy, helm_documents,
+    dockerfile, workflow, yaml_files, compose, kubernetes, helm_chart, helm_refusals, helm_lookup, helm_test, helm_policy, helm_documents,
     helm_sidecar, manual, dashboard, systemd,
 ]
 

@@ -141,6 +141,7 @@ fn every_link_has_a_target() {
         "ARCHITECTURE.md",
         "CHANGELOG.md",
         "CONTRIBUTING.md",
+        "SECURITY.md",
         "benches/README.md",
     ];
     let mut links = 0;
