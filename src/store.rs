@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::acs::v3::hex;
 use crate::config;
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Metrics, labels};
 use crate::store::connect::Dial;
 use crate::store::distance::Distance;
 
@@ -378,6 +378,7 @@ impl Shared {
         operation: impl Future<Output = RedisResult<T>>,
     ) -> Result<T, Unavailable> {
         let began = Instant::now();
+        debug_assert!(labels::is_store_operation(op), "{op} has no label");
         let answer = timeout(self.timeout, operation).await;
         let result = match answer {
             Ok(Ok(value)) => Ok(value),

@@ -419,10 +419,7 @@ fn counting() -> Script {
 
 async fn count(store: &Store, key: &str) -> i64 {
     let args = [b"2".to_vec(), b"\xff\x00".to_vec()];
-    let answer = store
-        .run("count", &counting(), &[key], &args)
-        .await
-        .unwrap();
+    let answer = store.run("take", &counting(), &[key], &args).await.unwrap();
     let (count, bytes): (i64, Vec<u8>) = redis::from_redis_value(answer).unwrap();
     assert_eq!(bytes, args[1]);
     count

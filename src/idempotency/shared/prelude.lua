@@ -24,12 +24,17 @@ end
 
 -- The id and the beginning of the epoch. A missing epoch is made: the store has lost its data, or is new.
 -- With `is_greeting` another run of the server is a new epoch, too: a restart or a failover may have lost writes.
+-- An epoch that began later than now began before the server's clock was set back: it begins again.
 local function epoch(is_greeting)
   local value = redis.call('GET', KEYS[1])
   if value then
     local id, since, run = string.match(value, '^([^|]*)|(%d+)|(.*)$')
     if id and not (is_greeting and (RUN == '' or run ~= RUN)) then
-      return id, tonumber(since)
+      if tonumber(since) <= NOW then
+        return id, tonumber(since)
+      end
+      redis.call('SET', KEYS[1], id .. '|' .. int(NOW) .. '|' .. run)
+      return id, NOW
     end
   end
   redis.call('SET', KEYS[1], FRESH .. '|' .. int(NOW) .. '|' .. RUN)

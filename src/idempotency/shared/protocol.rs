@@ -381,8 +381,7 @@ impl BeatAnswer {
     pub(crate) fn read(answer: Value) -> Option<Self> {
         let fields = strings(answer)?;
         let epoch = text(&fields, 0)?.into();
-        let _age: u64 = text(&fields, 1)?.parse().ok()?;
-        let members = fields[2..].chunks_exact(2).map(|member| {
+        let members = fields[1..].chunks_exact(2).map(|member| {
             let silent = member[1].parse().ok()?;
             Some((member[0].as_str().into(), Duration::from_millis(silent)))
         });

@@ -76,7 +76,7 @@ const CONNECTION_ERRORS: [&str; 14] = [
     "incomplete",
     "broken",
 ];
-const STORE_OPERATIONS: [&str; 17] = [
+const STORE_OPERATIONS: [&str; 18] = [
     "connect",
     "connections",
     "ping",
@@ -90,6 +90,7 @@ const STORE_OPERATIONS: [&str; 17] = [
     "claim",
     "mark",
     "settle",
+    "take_flow",
     "publish",
     "key_beat",
     "look",
@@ -173,6 +174,11 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
         _ => return None,
     };
     Some(values)
+}
+
+/// Whether the operation of the store is in the closed set of its label.
+pub(crate) fn is_store_operation(op: &str) -> bool {
+    STORE_OPERATIONS.contains(&op)
 }
 
 /// Label values that are not in their label's closed set.

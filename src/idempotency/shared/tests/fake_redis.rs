@@ -113,6 +113,15 @@ impl Server {
         is_live.then(|| String::from_utf8(entry.value.clone()).unwrap())
     }
 
+    /// The fields of a hash, for a test.
+    pub(super) fn fields(&self, key: &str) -> Vec<String> {
+        let hash = self.data.hashes.get(key.as_bytes());
+        let fields = hash.into_iter().flat_map(BTreeMap::keys);
+        fields
+            .map(|field| String::from_utf8(field.clone()).unwrap())
+            .collect()
+    }
+
     fn command(&mut self, lua: &Lua, args: &[Vec<u8>]) -> mlua::Result<LuaValue> {
         let number = |bytes: &[u8]| std::str::from_utf8(bytes).unwrap().parse::<u64>().unwrap();
         let text = |bytes: &[u8]| lua.create_string(bytes).map(LuaValue::String);

@@ -142,6 +142,32 @@ impl Harness {
 }
 
 #[test]
+fn a_clock_of_the_server_that_is_set_back_stops_no_key_for_longer_than_a_new_epoch() {
+    for back in [1, 20, 900] {
+        let mut harness = Harness::new();
+        harness.pass(Duration::from_secs(1000));
+        harness.join();
+        let known = claim_of(&mut harness.a);
+        harness.claim("a", &known);
+        harness.redis.server().now_ms -= back * 1000;
+        harness.start += Duration::from_secs(back);
+        // The other one has died.
+        harness.beat("b", Op::Beat);
+        harness.pass(LEAST_AGE);
+        harness.beat("b", Op::Beat);
+        assert!(harness.mark("a", &known), "{back} s: a claim stays");
+        let other = KeyClaim::of(name(2), &order(2), harness.b.new_owner());
+        let state = harness.claim("b", &other);
+        assert!(matches!(state, SharedState::Mine), "{back} s: {state:?}");
+        // A member that has died is forgotten after its lease, not after the step.
+        harness.pass(LEASE);
+        harness.beat("b", Op::Beat);
+        let members = harness.redis.server().fields("flowgate:{once}:members");
+        assert_eq!(members, ["b"], "{back} s");
+    }
+}
+
+#[test]
 fn a_flow_belongs_to_one_key_of_all_replicas() {
     let mut harness = Harness::new();
     let a = claim_of(&mut harness.a);
