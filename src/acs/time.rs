@@ -110,14 +110,25 @@ fn number(digits: &[u8]) -> Option<u64> {
     Some(number)
 }
 
-/// Formats a timestamp.
+/// Formats a timestamp. The last year is 9999.
 pub(crate) fn format(time: SystemTime) -> String {
     let seconds = seconds(time);
     let (year, month, day) = civil(seconds / DAY);
-    let hour = seconds / 3600 % 24;
-    let minute = seconds / 60 % 60;
-    let second = seconds % 60;
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    let year = year.min(9999);
+    let mut text = *b"0000-00-00T00:00:00Z";
+    for (at, number) in [
+        (0, year / 100),
+        (2, year % 100),
+        (5, month),
+        (8, day),
+        (11, seconds / 3600 % 24),
+        (14, seconds / 60 % 60),
+        (17, seconds % 60),
+    ] {
+        text[at] += (number / 10) as u8;
+        text[at + 1] += (number % 10) as u8;
+    }
+    String::from_utf8(text.to_vec()).expect("a timestamp is ASCII")
 }
 
 /// Returns whole seconds since 1970.
@@ -260,6 +271,11 @@ mod tests {
             assert_eq!(parse(text), None, "{text}");
         }
         assert_eq!(parse("2030-01-01T08:00:00+08:00"), None);
+    }
+
+    #[test]
+    fn a_year_of_five_digits_is_written_as_the_last_of_four() {
+        assert_eq!(format(at(253_402_300_800)), "9999-01-01T00:00:00Z");
     }
 
     proptest! {
