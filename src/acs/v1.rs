@@ -3,10 +3,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
-use sha1::Sha1;
+use hmac::Mac;
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
 
 use crate::acs::encode;
 use crate::primitives::secret::Secret;
@@ -26,14 +24,18 @@ pub(crate) fn string_to_sign<'a>(
         .filter(|(name, _)| *name != "Signature")
         .collect();
     params.sort_unstable();
-    format!("{method}&%2F&{}", encode::encode(&encode::pairs(params)))
+    let pairs = encode::pairs(params);
+    // The second encoding adds two bytes for each `%`, `&` and `=`.
+    let mut text = Vec::with_capacity(pairs.len() * 2);
+    text.extend_from_slice(method.as_bytes());
+    text.extend_from_slice(b"&%2F&");
+    encode::append(&mut text, &pairs);
+    String::from_utf8(text).expect("encoded text is ASCII")
 }
 
 /// Step 4: the signature as base64. The key is the secret followed by an ampersand.
 pub(crate) fn sign(secret: &Secret, string_to_sign: &str) -> String {
-    let key = Zeroizing::new(format!("{}&", secret.expose()));
-    let mut mac =
-        Hmac::<Sha1>::new_from_slice(key.as_bytes()).expect("HMAC takes keys of any length");
+    let mut mac = secret.hmac_sha1();
     mac.update(string_to_sign.as_bytes());
     STANDARD.encode(mac.finalize().into_bytes())
 }

@@ -3,9 +3,8 @@
 
 use std::str::FromStr;
 
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
 use crate::acs::encode;
 use crate::primitives::secret::Secret;
@@ -68,6 +67,12 @@ pub(crate) struct Signable<'a> {
 /// Maximum number of headers that Alibaba's SDKs sign.
 const USUAL_HEADERS: usize = 16;
 
+/// Bytes of an `Authorization` header, and of most canonical requests.
+const USUAL_LENGTH: usize = 1024;
+
+/// The supported algorithm.
+const ALGORITHM: &[u8] = b"ACS3-HMAC-SHA256";
+
 /// Like `str::split`, but twice as fast for pieces of a few bytes: `str::split` uses memchr, which
 /// is made for distant separators.
 struct Pieces<'a> {
@@ -88,40 +93,55 @@ pub(crate) fn hash(bytes: &[u8]) -> String {
 
 /// Step 8: the signature in lower-case hex. The key is the secret itself.
 pub(crate) fn sign(secret: &Secret, string_to_sign: &str) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes())
-        .expect("HMAC takes keys of any length");
-    mac.update(string_to_sign.as_bytes());
-    hex(&mac.finalize().into_bytes())
+    hex(&mac(secret, string_to_sign).finalize().into_bytes())
 }
 
-/// Verifies a signature in constant time.
+/// Verifies a signature, in lower-case hex, in constant time.
 pub(crate) fn verify(secret: &Secret, string_to_sign: &str, signature: &str) -> bool {
-    sign(secret, string_to_sign)
-        .as_bytes()
-        .ct_eq(signature.as_bytes())
-        .into()
+    let Some(signature) = from_hex::<32>(signature) else {
+        return false;
+    };
+    mac(secret, string_to_sign).verify_slice(&signature).is_ok()
 }
 
-/// A new nonce: 128 random bits from the operating system, in hexadecimal.
+fn mac(secret: &Secret, string_to_sign: &str) -> Hmac<Sha256> {
+    secret.hmac_sha256().chain_update(string_to_sign)
+}
+
+/// A new nonce: 128 random bits in hexadecimal, from a generator in this process that the operating
+/// system seeds: a call to the system for each would cost more than the signature.
 pub(crate) fn nonce() -> String {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-    hex(&bytes)
+    hex(&rand::random::<[u8; 16]>())
 }
 
 /// Encodes bytes as lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        text.push(hex_digit(byte >> 4));
-        text.push(hex_digit(*byte));
-    }
-    text
+    let mut text = Vec::with_capacity(bytes.len() * 2);
+    append_hex(&mut text, bytes);
+    String::from_utf8(text).expect("digits are ASCII")
 }
 
-/// Returns the lower-case hex digit of the lower four bits.
-fn hex_digit(half: u8) -> char {
-    char::from(b"0123456789abcdef"[usize::from(half & 0x0f)])
+fn append_hex(text: &mut Vec<u8>, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        text.extend_from_slice(&[
+            DIGITS[usize::from(byte >> 4)],
+            DIGITS[usize::from(byte & 0x0f)],
+        ]);
+    }
+}
+
+/// Decodes `N` bytes of lower-case hex. `None` for any other text.
+fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    if text.len() != 2 * N || !is_hex(text) {
+        return None;
+    }
+    // The lower four bits of a digit are its value, and those of a letter its value less nine.
+    let value = |digit: u8| (digit & 0x0f) + 9 * (digit >> 6);
+    let digits = text.as_bytes();
+    Some(std::array::from_fn(|at| {
+        value(digits[2 * at]) << 4 | value(digits[2 * at + 1])
+    }))
 }
 
 /// Whether a text is lower-case hex.
@@ -241,40 +261,105 @@ impl<'a> Iterator for Pieces<'a> {
 impl Signable<'_> {
     /// Steps 2 to 6: the canonical request.
     pub(crate) fn canonical_request(&self) -> Vec<u8> {
-        let mut query = self.query.clone();
-        query.sort_unstable();
-        let mut text = format!("{}\n/\n{}\n", self.method, encode::pairs(query)).into_bytes();
+        let mut text = Vec::with_capacity(USUAL_LENGTH);
+        text.extend_from_slice(self.method.as_bytes());
+        text.extend_from_slice(b"\n/\n");
+        if self.query.is_sorted() {
+            encode::append_pairs(&mut text, self.query.iter().copied());
+        } else {
+            let mut query = self.query.clone();
+            query.sort_unstable();
+            encode::append_pairs(&mut text, query);
+        }
+        text.push(b'\n');
         for (name, value) in &self.headers {
             text.extend_from_slice(name.as_bytes());
             text.push(b':');
             text.extend_from_slice(trim(value));
             text.push(b'\n');
         }
-        text.extend_from_slice(
-            format!("\n{}\n{}", self.signed_headers(), self.body_hash).as_bytes(),
-        );
+        text.push(b'\n');
+        self.append_signed_headers(&mut text);
+        text.push(b'\n');
+        text.extend_from_slice(self.body_hash.as_bytes());
         text
     }
 
     /// Step 7: the string to sign.
     pub(crate) fn string_to_sign(&self) -> String {
-        format!("ACS3-HMAC-SHA256\n{}", hash(&self.canonical_request()))
+        let mut text = Vec::with_capacity(ALGORITHM.len() + 1 + 64);
+        text.extend_from_slice(ALGORITHM);
+        text.push(b'\n');
+        append_hex(&mut text, &Sha256::digest(self.canonical_request()));
+        String::from_utf8(text).expect("an algorithm and digits are ASCII")
     }
 
     /// Steps 5 and 9: the whole `Authorization` header.
     pub(crate) fn authorization(&self, credential: &str, secret: &Secret) -> String {
         let signature = sign(secret, &self.string_to_sign());
-        let names = self.signed_headers();
-        format!(
-            "ACS3-HMAC-SHA256 Credential={credential},SignedHeaders={names},Signature={signature}"
-        )
+        let mut text = Vec::with_capacity(USUAL_LENGTH);
+        text.extend_from_slice(ALGORITHM);
+        text.extend_from_slice(b" Credential=");
+        text.extend_from_slice(credential.as_bytes());
+        text.extend_from_slice(b",SignedHeaders=");
+        self.append_signed_headers(&mut text);
+        text.extend_from_slice(b",Signature=");
+        text.extend_from_slice(signature.as_bytes());
+        String::from_utf8(text).expect("it consists of texts")
     }
 
-    fn signed_headers(&self) -> String {
-        self.headers
-            .iter()
-            .map(|(name, _)| *name)
-            .collect::<Vec<_>>()
-            .join(";")
+    fn append_signed_headers(&self, text: &mut Vec<u8>) {
+        for (index, (name, _)) in self.headers.iter().enumerate() {
+            if index > 0 {
+                text.push(b';');
+            }
+            text.extend_from_slice(name.as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hmac::KeyInit;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_lower_case_hex_of_the_right_length_is_decoded() {
+        assert_eq!(from_hex("00ff9a"), Some([0x00, 0xff, 0x9a]));
+        for text in [
+            "", "00ff9", "00ff9a0", "00FF9A", "00ff9g", "00ff9:", "00ff9é",
+        ] {
+            assert_eq!(from_hex::<3>(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hex_is_decoded_to_the_same_bytes(bytes in any::<[u8; 32]>()) {
+            prop_assert_eq!(hex(&bytes), bytes.map(|byte| format!("{byte:02x}")).concat());
+            prop_assert_eq!(from_hex(&hex(&bytes)), Some(bytes));
+        }
+
+        #[test]
+        fn a_signature_is_valid_only_as_it_was_made(
+            secret in ".*",
+            text in ".*",
+            at in 0_usize..64,
+            other in "[0-9a-f]",
+        ) {
+            let secret = Secret::new(secret);
+            let signature = sign(&secret, &text);
+            let plain = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes());
+            let plain = plain.unwrap().chain_update(&text).finalize().into_bytes();
+            prop_assert_eq!(&signature, &hex(&plain));
+            prop_assert!(verify(&secret, &text, &signature));
+            let mut changed = signature.clone();
+            changed.replace_range(at..=at, &other);
+            prop_assert_eq!(verify(&secret, &text, &changed), changed == signature);
+            prop_assert!(!verify(&secret, &text, &signature.to_uppercase()) || !signature.contains(|c: char| c.is_alphabetic()));
+            prop_assert!(!verify(&secret, &text, &signature[..62]));
+        }
     }
 }
