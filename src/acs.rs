@@ -10,6 +10,7 @@ pub(crate) mod error_body;
 pub(crate) mod flow_id;
 pub(crate) mod flow_pages;
 pub(crate) mod flows;
+pub(crate) mod headers;
 pub(crate) mod hop_by_hop;
 pub(crate) mod json;
 pub(crate) mod limits;
