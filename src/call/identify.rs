@@ -271,7 +271,7 @@ impl Claim {
             return None;
         };
         self.is_verified()
-            .then(|| (principal.account.id.clone(), principal.client_id()))
+            .then(|| (principal.account.id.clone(), principal.client_id.clone()))
     }
 
     /// Whether the signature was verified with the head alone.
@@ -365,7 +365,7 @@ fn verified(claims: RequestClaims, principal: Arc<Principal>, json: Option<Bytes
         Proof::V1(proof) => (Scheme::V1, proof.into_format()),
         Proof::V3(_) => (Scheme::V3, None),
     };
-    let client = principal.client_id();
+    let client = principal.client_id.clone();
     Verified {
         principal,
         client,

@@ -79,6 +79,8 @@ pub(super) enum SigningCredentials {
 /// The owner of a key of a managed account: the account itself, or a client.
 pub(super) struct Principal {
     pub(super) key: AccessKeyId,
+    /// The client's id in logs and on the operators' page. The key of an account is masked.
+    pub(super) client_id: ClientId,
     /// A signature with any of them is valid.
     pub(super) secrets: Vec<Secret>,
     pub(super) account: Arc<Managed>,
@@ -121,12 +123,32 @@ struct FlowNameBody {
 // === impl Principal ===
 
 impl Principal {
-    /// The client's id in logs and on the operators' page. The key of an account is masked.
-    pub(super) fn client_id(&self) -> ClientId {
-        self.client.as_ref().map_or_else(
-            || ClientId::new(self.key.masked()),
-            |client| client.id.clone(),
-        )
+    /// An account itself, by one of its keys.
+    pub(super) fn of_account(
+        key: AccessKeyId,
+        secrets: Vec<Secret>,
+        account: Arc<Managed>,
+    ) -> Self {
+        Self {
+            client_id: ClientId::new(key.masked()),
+            key,
+            secrets,
+            account,
+            client: None,
+            expires: None,
+        }
+    }
+
+    /// A client of an account.
+    pub(super) fn of_client(client: &config::Client, account: Arc<Managed>) -> Self {
+        Self {
+            key: AccessKeyId::new(client.id.as_str()),
+            client_id: client.id.clone(),
+            secrets: client.secrets.clone(),
+            account,
+            client: Some(Arc::new(client.clone())),
+            expires: None,
+        }
     }
 }
 

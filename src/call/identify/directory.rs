@@ -3,7 +3,7 @@
 //! so a call sees one state of it; a reload builds a new one.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use hyper::header::HeaderValue;
@@ -53,6 +53,9 @@ struct UpstreamHost {
     text: String,
     /// `None` if the text is not a host.
     authority: Option<Authority>,
+    /// The first signed host of a call for it that was accepted. Nearly all callers send the same
+    /// one, and parsing it costs more than everything else that is done with it.
+    accepted: OnceLock<HeaderValue>,
 }
 
 // === impl UpstreamHost ===
@@ -62,6 +65,7 @@ impl UpstreamHost {
         Self {
             text: text.to_owned(),
             authority: Authority::parse(text),
+            accepted: OnceLock::new(),
         }
     }
 
@@ -186,13 +190,11 @@ impl Directory {
                 ));
             }
             // The caller's session is older than those that are kept.
-            (_, Some(account)) => Arc::new(Principal {
-                key: was.key.clone(),
-                secrets: Vec::new(),
-                account: account.clone(),
-                client: None,
-                expires: None,
-            }),
+            (_, Some(account)) => Arc::new(Principal::of_account(
+                was.key.clone(),
+                Vec::new(),
+                account.clone(),
+            )),
             (_, None) => return Ok(()),
         };
         call.principal = now;
@@ -272,6 +274,17 @@ impl Directory {
         host: &HeaderValue,
         upstream: UpstreamIndex,
     ) -> Result<(), Refusal> {
+        let accepted = &self.hosts[upstream.index()].accepted;
+        if accepted.get() == Some(host) {
+            return Ok(());
+        }
+        self.check_new_host(host, upstream)?;
+        // A copy of its own: the value may be a part of a larger buffer.
+        accepted.get_or_init(|| HeaderValue::from_bytes(host.as_bytes()).expect("it is a value"));
+        Ok(())
+    }
+
+    fn check_new_host(&self, host: &HeaderValue, upstream: UpstreamIndex) -> Result<(), Refusal> {
         self.check_unsigned_host(host, upstream)?;
         let upstream_host = self.upstream_host(upstream);
         let host = String::from_utf8_lossy(host.as_bytes());
@@ -432,13 +445,12 @@ fn owners(
             let Some(session) = account.credentials.of_callers().get(age) else {
                 continue;
             };
-            let principal = Principal {
-                key: session.access_key_id.clone(),
-                secrets: vec![session.secret.clone()],
-                account: account.clone(),
-                client: None,
-                expires: session.expires.filter(|_| age > 0),
-            };
+            let mut principal = Principal::of_account(
+                session.access_key_id.clone(),
+                vec![session.secret.clone()],
+                account.clone(),
+            );
+            principal.expires = session.expires.filter(|_| age > 0);
             owners.insert(principal.key.clone(), Owner::Managed(Arc::new(principal)));
         }
     }
@@ -455,13 +467,7 @@ fn owners(
         let account = managed
             .get(&client.account)
             .expect("a checked configuration gives clients managed accounts");
-        let principal = Principal {
-            key: AccessKeyId::new(client.id.as_str()),
-            secrets: client.secrets.clone(),
-            account: account.clone(),
-            client: Some(Arc::new(client.clone())),
-            expires: None,
-        };
+        let principal = Principal::of_client(client, account.clone());
         owners.insert(principal.key.clone(), Owner::Managed(Arc::new(principal)));
     }
     owners

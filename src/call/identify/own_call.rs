@@ -42,14 +42,9 @@ impl OwnCall<'_> {
 impl Directory {
     /// A call of Flowgate's own. `None`: Flowgate does not sign for the account.
     pub(crate) fn own_call(&self, account: &AccountId, call: OwnCall<'_>) -> Option<Caller> {
-        let principal = Principal {
-            // No caller can have it.
-            key: AccessKeyId::new(""),
-            secrets: Vec::new(),
-            account: self.managed(account)?.clone(),
-            client: None,
-            expires: None,
-        };
+        let account = self.managed(account)?.clone();
+        // No caller can have this key.
+        let principal = Principal::of_account(AccessKeyId::new(""), Vec::new(), account);
         Some(Caller::Verified(Box::new(Verified {
             principal: Arc::new(principal),
             client: ClientId::own(),
