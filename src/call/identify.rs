@@ -16,6 +16,7 @@ mod checked_head;
 mod claims;
 mod directory;
 mod key_prefixes;
+mod known_headers;
 mod names;
 mod nonces;
 mod own_call;
@@ -33,15 +34,16 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use hyper::Method;
-use hyper::header;
 use hyper::http::request::Parts;
 
+use self::acs3::SignedHead;
 use self::caller::Principal;
 pub(crate) use self::caller::{Caller, ReadyCall, Relayed, Scheme, Sendable, Verified};
 use self::checked_head::CheckedHead;
 use self::claims::{Proof, RequestClaims};
 pub(crate) use self::directory::Directory;
 use self::directory::Owner;
+use self::known_headers::Known;
 pub(crate) use self::nonces::{Nonce, Nonces, used};
 use self::nonces::{NonceScope, NonceUse};
 pub(crate) use self::own_call::OwnCall;
@@ -116,14 +118,14 @@ fn claim(
     now: SystemTime,
 ) -> Result<Claim, Refusal> {
     let signed = authorization(&head)?;
-    let (fields, proof) = match &signed {
+    let (fields, proof, signed) = match &signed {
         Some(signed) => {
-            let (fields, proof) = acs3::read(&head, signed)?;
-            (fields, Proof::V3(proof))
+            let (fields, proof, signed) = acs3::read(&head, signed)?;
+            (fields, Proof::V3(proof), Some(signed))
         }
         None => {
             let (fields, proof) = rpc::read(&head)?;
-            (fields, Proof::V1(proof))
+            (fields, Proof::V1(proof), None)
         }
     };
     let mut claims = RequestClaims::new(fields, &head, proof)?;
@@ -138,7 +140,7 @@ fn claim(
     claimed_identity.account = owner.known_account().cloned();
     claims
         .check(directory, now)
-        .and_then(|()| Claim::new(claims, owner, &head, signed.as_ref(), directory))
+        .and_then(|()| Claim::new(claims, owner, &head, signed, directory))
         .map_err(|refusal| refusal.of(claimed_identity))
 }
 
@@ -156,8 +158,7 @@ never_shown!(
 
 /// The `Authorization` of a version 3 call; `None` for a call with a version 1 signature.
 fn authorization<'a>(head: &CheckedHead<'a>) -> Result<Option<Authorization<'a>>, Refusal> {
-    let headers = &head.parts.headers;
-    if let Some(value) = one(headers, &header::AUTHORIZATION)? {
+    if let Some(value) = head.headers.one(Known::Authorization)? {
         let value = value
             .to_str()
             .map_err(|_| incomplete("the Authorization header is not ASCII"))?;
@@ -170,6 +171,7 @@ fn authorization<'a>(head: &CheckedHead<'a>) -> Result<Option<Authorization<'a>>
         // Version 1 does not cover headers, so no token in a header is part of the call.
         return Ok(None);
     }
+    let headers = &head.parts.headers;
     let is_bearer = headers.contains_key("x-acs-bearer-token")
         || headers.contains_key("x-acs-zero-trust-idtoken")
         || head.params.get("BearerToken").is_some();
@@ -189,7 +191,7 @@ impl Claim {
         claims: RequestClaims,
         owner: Owner,
         head: &CheckedHead<'_>,
-        signed: Option<&Authorization<'_>>,
+        signed: Option<SignedHead<'_>>,
         directory: &Directory,
     ) -> Result<Self, Refusal> {
         let signing_mode = match owner {
@@ -205,7 +207,7 @@ impl Claim {
                 relayed_request: relay::relayed_request(
                     head,
                     &claims.params,
-                    signed,
+                    signed.as_ref().map(|signed| signed.authorization),
                     directory,
                     upstream,
                 )?,
@@ -340,7 +342,7 @@ impl Claim {
     fn check_head(
         &self,
         head: &CheckedHead<'_>,
-        signed: Option<&Authorization<'_>>,
+        signed: Option<SignedHead<'_>>,
         directory: &Directory,
     ) -> Result<(), Refusal> {
         let SigningMode::Managed(principal) = &self.signing_mode else {

@@ -2,13 +2,14 @@
 //! servers could interpret differently, requests from browsers, and requests for another proxy.
 
 use hyper::Method;
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Scheme};
 
 use super::directory::Directory;
+use super::known_headers::{Known, KnownHeaders};
 use super::names::{LIKE_ACS_HEADER, is_acs_header};
-use super::refusals::{bad, one};
+use super::refusals::bad;
 use crate::acs::decode::Params;
 use crate::acs::hop_by_hop::is_hop_by_hop;
 use crate::config::names::Authority;
@@ -20,6 +21,7 @@ const HTTP_PORT: u16 = 80;
 /// A request head with one possible interpretation.
 pub(super) struct CheckedHead<'a> {
     pub(super) parts: &'a Parts,
+    pub(super) headers: KnownHeaders<'a>,
     pub(super) target: PathAndQuery,
     pub(super) host: &'a HeaderValue,
     pub(super) params: Params,
@@ -46,20 +48,17 @@ pub(super) fn read<'a>(
     parts: &'a Parts,
     directory: &Directory,
 ) -> Result<CheckedHead<'a>, Refusal> {
-    let headers = &parts.headers;
     if parts.method == Method::CONNECT {
-        return Err(Refusal::new(
-            Kind::Connect,
-            "Flowgate opens no tunnels: set the SDK's protocol to HTTP, and use Flowgate as its \
-             endpoint or as its http_proxy.",
-        ));
+        return Err(no_tunnels());
     }
     if parts.method != Method::GET && parts.method != Method::POST {
         return Err(bad("the method is neither GET nor POST"));
     }
-    framing(headers)?;
-    browser(headers)?;
-    let host = one(headers, &header::HOST)?.ok_or_else(|| bad("the Host header is missing"))?;
+    let headers = KnownHeaders::new(&parts.headers);
+    framing(&headers)?;
+    browser(&headers)?;
+    let host = headers.one(Known::Host)?;
+    let host = host.ok_or_else(|| bad("the Host header is missing"))?;
     let target = target(parts, host, directory)?;
     let params = Params::from_query(target.query().unwrap_or_default()).map_err(bad)?;
     if params.iter().any(|(name, _)| is_acs_header(name)) {
@@ -70,8 +69,18 @@ pub(super) fn read<'a>(
         target,
         host,
         params,
-        body: body_type(headers)?,
+        body: body_type(&headers)?,
+        headers,
     })
+}
+
+#[cold]
+fn no_tunnels() -> Refusal {
+    Refusal::new(
+        Kind::Connect,
+        "Flowgate opens no tunnels: set the SDK's protocol to HTTP, and use Flowgate as its \
+         endpoint or as its http_proxy.",
+    )
 }
 
 // === impl CheckedHead ===
@@ -94,31 +103,26 @@ pub(super) fn is_not_forwarded(name: &str) -> bool {
     name == "expect" || is_hop_by_hop(name)
 }
 
-fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
-    let coding = one(headers, &header::TRANSFER_ENCODING)?;
+fn framing(headers: &KnownHeaders<'_>) -> Result<(), Refusal> {
+    let coding = headers.one(Known::TransferEncoding)?;
     if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(bad("Transfer-Encoding is not exactly 'chunked'"));
     }
-    let coding = one(headers, &header::CONTENT_ENCODING)?;
+    let coding = headers.one(Known::ContentEncoding)?;
     if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(bad("Content-Encoding is not supported"));
     }
     Ok(())
 }
 
-/// Refuses requests from browsers: a web page must not reach a proxy that signs. No SDK sends any
-/// of these headers.
-fn browser(headers: &HeaderMap) -> Result<(), Refusal> {
-    if headers.keys().any(is_from_browser) {
+/// Refuses requests from browsers: a web page must not reach a proxy that signs.
+fn browser(headers: &KnownHeaders<'_>) -> Result<(), Refusal> {
+    if headers.is_from_browser() {
         return Err(bad(
             "calls from browsers are refused, it has an Origin, Cookie or Sec-Fetch header",
         ));
     }
     Ok(())
-}
-
-fn is_from_browser(name: &HeaderName) -> bool {
-    matches!(*name, header::ORIGIN | header::COOKIE) || name.as_str().starts_with("sec-fetch-")
 }
 
 fn target(
@@ -176,8 +180,8 @@ fn is_utf8(parameter: &str) -> bool {
         .any(|known| known.eq_ignore_ascii_case(parameter))
 }
 
-fn body_type(headers: &HeaderMap) -> Result<BodyType, Refusal> {
-    let Some(value) = one(headers, &header::CONTENT_TYPE)? else {
+fn body_type(headers: &KnownHeaders<'_>) -> Result<BodyType, Refusal> {
+    let Some(value) = headers.one(Known::ContentType)? else {
         return Ok(BodyType::Unsaid);
     };
     let Ok(value) = value.to_str() else {

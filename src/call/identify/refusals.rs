@@ -17,10 +17,16 @@ pub(crate) fn one<'a>(
     let mut values = headers.get_all(name).into_iter();
     match (values.next(), values.next()) {
         (value, None) => Ok(value),
-        (_, Some(_)) => Err(bad(format!("the header {name} occurs twice"))),
+        (_, Some(_)) => Err(twice(name.as_str())),
     }
 }
 
+#[cold]
+pub(super) fn twice(name: &str) -> Refusal {
+    bad(format!("the header {name} occurs twice"))
+}
+
+#[cold]
 pub(crate) fn bad(message: impl Display) -> Refusal {
     Refusal::new(
         Kind::BadRequest,
@@ -28,6 +34,7 @@ pub(crate) fn bad(message: impl Display) -> Refusal {
     )
 }
 
+#[cold]
 pub(super) fn incomplete(message: impl Display) -> Refusal {
     Refusal::new(
         Kind::IncompleteSignature,
@@ -35,12 +42,14 @@ pub(super) fn incomplete(message: impl Display) -> Refusal {
     )
 }
 
+#[cold]
 pub(super) fn unsupported() -> Refusal {
     incomplete(format!(
         "this kind of signature is not supported, {SUPPORTED}"
     ))
 }
 
+#[cold]
 pub(super) fn bearer() -> Refusal {
     incomplete(format!(
         "bearer and identity tokens are not supported, {SUPPORTED}"
@@ -49,6 +58,7 @@ pub(super) fn bearer() -> Refusal {
 
 /// The old SDK splits the message at its colon. The string to sign is not echoed: it may hold data
 /// of another caller.
+#[cold]
 pub(super) fn wrong_signature() -> Refusal {
     Refusal::new(
         Kind::SignatureDoesNotMatch,

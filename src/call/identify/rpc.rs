@@ -3,9 +3,9 @@
 //! not cover headers, so no `x-acs-*` header has a meaning.
 
 use hyper::Method;
-use hyper::header;
 
 use super::checked_head::{BodyType, CheckedHead};
+use super::known_headers::Known;
 use super::names::is_misspelt_common;
 use super::refusals::{self, bad, incomplete};
 use super::signature_fields::SignatureFields;
@@ -39,7 +39,7 @@ pub(super) struct Rpc {
 pub(super) fn is_in_form(head: &CheckedHead<'_>) -> bool {
     head.body == BodyType::Form
         && head.parts.method == Method::POST
-        && !head.parts.headers.contains_key(header::AUTHORIZATION)
+        && !head.headers.has(Known::Authorization)
         && IDENTIFYING
             .iter()
             .any(|name| head.params.get(name).is_none())
