@@ -31,14 +31,14 @@ pub(crate) fn classify(
         Tenant::None => None,
         Tenant::Header(name) => headers.get(name).and_then(|value| value.to_str().ok()),
     };
-    let tenant = tenant.unwrap_or_default();
+    let tenant = first_chars(tenant.unwrap_or_default(), MAX_TENANT);
     let hold = hold(headers, client_config, &config.queue)?;
     let mut operation = Operation {
         account: caller.account().clone(),
         known: caller.is_known(),
         client: caller.client(),
         weight: client_config.map_or(1, |client| client.weight.get()),
-        tenant: TenantId::new(tenant.chars().take(MAX_TENANT).collect::<String>()),
+        tenant: TenantId::new(tenant),
         action: caller.action().clone(),
         limit: config.limits.get(caller.action()).copied(),
         hold,
@@ -49,6 +49,11 @@ pub(crate) fn classify(
         operation.wait = operation.wait.min(call.fresh_for());
     }
     Ok(operation)
+}
+
+fn first_chars(text: &str, count: usize) -> &str {
+    let end = text.char_indices().nth(count);
+    end.map_or(text, |(end, _)| &text[..end])
 }
 
 /// Checks whether the client may make this call. Checked again before the call is sent if the
@@ -82,6 +87,7 @@ pub(crate) fn authorize(call: &Verified) -> Result<(), Refusal> {
     Ok(())
 }
 
+#[cold]
 fn forbidden(message: impl Into<String>) -> Refusal {
     Refusal::new(Kind::Forbidden, message)
 }

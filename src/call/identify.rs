@@ -153,6 +153,7 @@ never_shown!(
     Relayed,
     RequestClaims,
     Sendable,
+    SignedHead<'_>,
     Verified
 );
 

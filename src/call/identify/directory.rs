@@ -69,6 +69,11 @@ impl UpstreamHost {
         }
     }
 
+    /// Whether it is written in the same way. Callers that reach Flowgate as an HTTP proxy do so.
+    fn is_text(&self, host: &HeaderValue) -> bool {
+        self.authority.is_some() && self.text == *host
+    }
+
     fn is_exactly(&self, authority: &Authority) -> bool {
         self.authority.as_ref() == Some(authority)
     }
@@ -251,6 +256,9 @@ impl Directory {
         host: &HeaderValue,
         upstream: UpstreamIndex,
     ) -> Result<(), Refusal> {
+        if self.hosts[upstream.index()].is_text(host) {
+            return Ok(());
+        }
         let host = String::from_utf8_lossy(host.as_bytes());
         let is_of_another = Authority::parse(authority(&host))
             .is_some_and(|authority| self.is_of_another(&authority, upstream));
