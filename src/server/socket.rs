@@ -13,7 +13,7 @@ use std::time::Duration;
 use hyper::header::HeaderMap;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use super::per_address::{CallSource, OpenConnection};
 use super::proxy_header::{self, ProxyHeaderError};
@@ -26,13 +26,27 @@ pub(crate) enum Socket {
 
 /// A socket and its entry in the counts.
 struct Peer {
-    socket: Socket,
+    writer: Writer,
     open_connection: OpenConnection,
 }
 
-/// The reading and writing half.
+/// What hyper reads from and writes to.
 pub(crate) struct SocketIo {
+    reader: Reader,
     peer: Arc<Peer>,
+}
+
+/// A read that does not fill its buffer says that all received bytes were read. Only the halves of
+/// a stream remember that; a shared stream would be read once more, in vain.
+enum Reader {
+    Tcp(tcp::OwnedReadHalf),
+    Unix(unix::OwnedReadHalf),
+}
+
+/// The half that the call shares.
+enum Writer {
+    Tcp(tcp::OwnedWriteHalf),
+    Unix(unix::OwnedWriteHalf),
 }
 
 /// Detects that a caller has disconnected.
@@ -52,38 +66,16 @@ const LOOK_AGAIN: Duration = Duration::from_millis(25);
 // === impl Socket ===
 
 impl Socket {
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn into_halves(self) -> (Reader, Writer) {
         match self {
-            Self::Tcp(stream) => stream.poll_read_ready(cx),
-            Self::Unix(stream) => stream.poll_read_ready(cx),
-        }
-    }
-
-    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(stream) => stream.poll_write_ready(cx),
-            Self::Unix(stream) => stream.poll_write_ready(cx),
-        }
-    }
-
-    fn try_read(&self, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.try_read_buf(buf),
-            Self::Unix(stream) => stream.try_read_buf(buf),
-        }
-    }
-
-    fn try_write(&self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.try_write_vectored(bufs),
-            Self::Unix(stream) => stream.try_write_vectored(bufs),
-        }
-    }
-
-    fn shutdown(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
-            Self::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Tcp(stream) => {
+                let (reader, writer) = stream.into_split();
+                (Reader::Tcp(reader), Writer::Tcp(writer))
+            }
+            Self::Unix(stream) => {
+                let (reader, writer) = stream.into_split();
+                (Reader::Unix(reader), Writer::Unix(writer))
+            }
         }
     }
 
@@ -108,14 +100,48 @@ impl Socket {
             Self::Unix(stream) => Some(proxy_header::read(stream).await),
         }
     }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(half) => half.as_ref().poll_write_ready(cx),
+            Self::Unix(half) => half.as_ref().poll_write_ready(cx),
+        }
+    }
+
+    fn try_write(&self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(half) => half.try_write_vectored(bufs),
+            Self::Unix(half) => half.try_write_vectored(bufs),
+        }
+    }
+
+    fn shutdown(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(half) => SockRef::from(half.as_ref()).shutdown(Shutdown::Write),
+            Self::Unix(half) => SockRef::from(half.as_ref()).shutdown(Shutdown::Write),
+        }
+    }
 
     /// Waits for readiness. Returns whether the other side has closed.
     async fn closed(&self) -> bool {
         let ready = match self {
-            Self::Tcp(stream) => stream.ready(CLOSE).await,
-            Self::Unix(stream) => stream.ready(CLOSE).await,
+            Self::Tcp(half) => half.as_ref().ready(CLOSE).await,
+            Self::Unix(half) => half.as_ref().ready(CLOSE).await,
         };
         ready.map_or(true, |ready| ready.is_read_closed())
+    }
+
+    /// Whether `closed` has something to look at.
+    fn may_be_closed(&self) -> bool {
+        let look = || Ok(());
+        match self {
+            Self::Tcp(half) => half.as_ref().try_io(CLOSE, look).is_ok(),
+            Self::Unix(half) => half.as_ref().try_io(CLOSE, look).is_ok(),
+        }
     }
 }
 
@@ -124,7 +150,7 @@ impl Socket {
 impl Disconnect {
     /// Waits for a close, a reset or a half-close.
     pub(crate) async fn wait(&self) {
-        while !self.0.socket.closed().await {
+        while !self.0.writer.closed().await {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
@@ -132,7 +158,8 @@ impl Disconnect {
     /// Whether the caller has disconnected.
     pub(crate) fn has_disconnected(&self) -> bool {
         use futures_util::FutureExt;
-        self.0.socket.closed().now_or_never() == Some(true)
+        let writer = &self.0.writer;
+        writer.may_be_closed() && writer.closed().now_or_never() == Some(true)
     }
 
     /// The peer's address: the caller's, or that of a balancer; `None` for a Unix socket.
@@ -157,23 +184,24 @@ impl Disconnect {
 impl SocketIo {
     /// The connection is counted while one of the two exists.
     pub(crate) fn new(socket: Socket, open_connection: OpenConnection) -> (Self, Disconnect) {
+        let (reader, writer) = socket.into_halves();
         let peer = Arc::new(Peer {
-            socket,
+            writer,
             open_connection,
         });
         let disconnect = Disconnect(peer.clone());
-        (Self { peer }, disconnect)
+        (Self { reader, peer }, disconnect)
     }
 
     /// Waits for the first byte without consuming it; `None` if the other side closes first. A Unix
     /// socket does not support this.
     pub(super) async fn peek(&self) -> io::Result<Option<u8>> {
-        match &self.peer.socket {
-            Socket::Tcp(stream) => {
+        match &self.reader {
+            Reader::Tcp(half) => {
                 let mut byte = [0];
-                Ok((stream.peek(&mut byte).await? > 0).then_some(byte[0]))
+                Ok((half.as_ref().peek(&mut byte).await? > 0).then_some(byte[0]))
             }
-            Socket::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+            Reader::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -184,16 +212,9 @@ impl AsyncRead for SocketIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let socket = &self.peer.socket;
-        loop {
-            if socket.poll_readable(cx)?.is_pending() {
-                return Poll::Pending;
-            }
-            match socket.try_read(buf) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+        match &mut self.get_mut().reader {
+            Reader::Tcp(half) => Pin::new(half).poll_read(cx, buf),
+            Reader::Unix(half) => Pin::new(half).poll_read(cx, buf),
         }
     }
 }
@@ -205,10 +226,10 @@ impl SocketIo {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
-            if self.peer.socket.poll_writable(cx)?.is_pending() {
+            if self.peer.writer.poll_writable(cx)?.is_pending() {
                 return Poll::Pending;
             }
-            match self.peer.socket.try_write(bufs) {
+            match self.peer.writer.try_write(bufs) {
                 Ok(written) => return Poll::Ready(Ok(written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
@@ -243,6 +264,6 @@ impl AsyncWrite for SocketIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.peer.socket.shutdown())
+        Poll::Ready(self.peer.writer.shutdown())
     }
 }

@@ -19,7 +19,7 @@ use super::closing::announced;
 
 /// How long a caller may stall, and how much it may send before its head has ended.
 pub(crate) struct IoTimeouts {
-    /// From the first byte of a head to its end; also for a TLS handshake.
+    /// From the first bytes of a head to its end; also for a TLS handshake.
     pub(crate) head: Duration,
     /// From the first byte of a response that the caller does not read immediately, to its last
     /// byte.
@@ -144,10 +144,13 @@ impl HeadProgress {
         Ok(())
     }
 
-    /// Adds received bytes. The head must end `within` this time of the first.
-    fn add(&mut self, received: usize, within: Duration) {
-        self.deadline.start(within);
-        self.bytes += received;
+    /// Waits for more of a head, which must end `within` this time. Most heads arrive in one piece,
+    /// and are not waited for.
+    fn poll_rest(&mut self, cx: &mut Context<'_>, within: Duration) -> io::Result<()> {
+        if self.bytes > 0 {
+            self.deadline.start(within);
+        }
+        self.deadline.poll(cx, Stalled::Head)
     }
 }
 
@@ -326,12 +329,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for TimeoutIo<T> {
         head.check_size(&this.timeouts.large_heads)?;
         let before = buf.filled().len();
         let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) else {
-            head.deadline.poll(cx, Stalled::Head)?;
+            head.poll_rest(cx, this.timeouts.head)?;
             return Poll::Pending;
         };
         let received = buf.filled().len() - before;
         if read.is_ok() && received > 0 && this.phase.step() != Step::Answering {
-            head.add(received, this.timeouts.head);
+            head.bytes += received;
         }
         Poll::Ready(read)
     }
