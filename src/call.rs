@@ -396,6 +396,9 @@ impl<'a> ActiveCall<'a> {
 
     /// Decides whether the call is sent again.
     fn decide(&self, verdict: &Verdict) -> Decision {
+        if !retry::may_follow(verdict) {
+            return Decision::NO_RETRY;
+        }
         let config = &self.services.current_config.load_full().config;
         let state = RetryState {
             sent: self.record.attempts(),

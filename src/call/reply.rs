@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
+    HeaderValue, RETRY_AFTER,
 };
 use hyper::http::request;
 use hyper::{Request, Response, Uri};
@@ -130,8 +131,8 @@ pub(crate) fn pass_on(
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
     *headers = end_to_end(answer.headers);
-    headers.insert(FLOWGATE_WAITED, HeaderValue::from(millis(service.waited)));
-    headers.insert(FLOWGATE_ATTEMPTS, HeaderValue::from(service.attempts));
+    headers.insert(FLOWGATE_WAITED, number(millis(service.waited)));
+    headers.insert(FLOWGATE_ATTEMPTS, number(service.attempts.into()));
     if let Verdict::Throttled { hint, .. } = verdict {
         let wait = hint.unwrap_or_default().max(predicted_wait());
         advise(headers, wait);
@@ -317,10 +318,21 @@ fn leaves_rest_unread(kind: Kind) -> bool {
     )
 }
 
+/// A number as a value. The two of most answers are not formatted.
+fn number(number: u64) -> HeaderValue {
+    match number {
+        0 => HeaderValue::from_static("0"),
+        1 => HeaderValue::from_static("1"),
+        other => HeaderValue::from(other),
+    }
+}
+
 /// The headers of an answer without hop-by-hop headers, and without those that only Flowgate or a
 /// browser may set.
 fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
     let listed = connection_listed(&headers);
+    // Of most answers this is the only one.
+    headers.remove(CONTENT_LENGTH);
     let removed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| is_removed(name))

@@ -40,6 +40,11 @@ pub(crate) struct RetryState {
     pub(crate) left: Duration,
 }
 
+/// Whether another attempt may follow a verdict at all.
+pub(crate) fn may_follow(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Throttled { .. } | Verdict::Unknown { .. })
+}
+
 /// Decides what follows from a verdict. `random` is in 0..1.
 pub(crate) fn decide(
     verdict: &Verdict,
@@ -91,7 +96,8 @@ fn decide_on_unknown(state: RetryState, policy: &Retry, random: f64) -> Decision
 // === impl Decision ===
 
 impl Decision {
-    const NO_RETRY: Self = Self::Reply {
+    /// The caller gets the answer.
+    pub(crate) const NO_RETRY: Self = Self::Reply {
         advice: Duration::ZERO,
     };
 }
