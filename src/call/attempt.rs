@@ -264,7 +264,7 @@ pub(crate) fn note_end(note: &Note, answer: Option<&UpstreamResponse>, verdict: 
 }
 
 /// Reports the verdict to the lane.
-fn settle(receipt: Receipt, verdict: &Verdict) {
+fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
     match verdict {
         Verdict::Throttled { hint, .. } => receipt.throttled(*hint),
         Verdict::Unknown { .. } => drop(receipt),

@@ -20,8 +20,7 @@ use crate::limiter::lane::{
     Waiting,
 };
 use crate::limiter::pace::Rate;
-use crate::limiter::permit::{PermitLane, SendPermit};
-use crate::limiter::rules::Rules;
+use crate::limiter::permit::SendPermit;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{DealRequest, NewPace};
@@ -88,11 +87,10 @@ pub(super) struct QueueGuard<'a, K: Connector> {
     has_answer: bool,
 }
 
-/// A locked lane, with the context for its events.
+/// A locked lane, with the time of its events.
 pub(super) struct LockedLane<'a, K: Connector> {
     pub(super) state: MutexGuard<'a, LaneState<K>>,
-    rules: arc_swap::Guard<Arc<Rules>>,
-    drain_by: Option<Instant>,
+    limiter: &'a LimiterInner<K>,
     /// Read after the lock was acquired, which may have taken a while.
     pub(super) now: Instant,
 }
@@ -134,34 +132,42 @@ impl<K: Connector> LaneHandle<K> {
     /// first.
     pub(super) fn lock(self: &Arc<Self>) -> LockedLane<'_, K> {
         let state = self.state.lock();
-        let source_change = self.limiter.quota.as_ref().and_then(|quota| {
-            let quota_source = quota.source(state.lane.limit());
-            (quota_source != state.lane.quota_source())
-                .then(|| (quota_source, StoreTiming::of(quota)))
-        });
-        let drain_by = self.limiter.drain_by();
         let mut locked = LockedLane {
-            rules: self.limiter.rules.load(),
-            drain_by,
             now: Instant::now(),
+            limiter: &self.limiter,
             state,
         };
-        if let Some((quota_source, store)) = source_change {
-            let effects = locked.handle(Event::SourceChanged {
-                quota_source,
-                store,
-            });
-            self.spawn_effects(effects);
-            self.changed.notify_one();
+        if let Some(quota) = &self.limiter.quota {
+            self.follow_quota(&mut locked, quota);
         }
         locked
     }
 
+    /// Changes the lane's token source if the quota has another one for it.
+    fn follow_quota(self: &Arc<Self>, locked: &mut LockedLane<'_, K>, quota: &Quota) {
+        let quota_source = quota.source(locked.state.lane.limit());
+        if quota_source == locked.state.lane.quota_source() {
+            return;
+        }
+        let effects = locked.handle(Event::SourceChanged {
+            quota_source,
+            store: StoreTiming::of(quota),
+        });
+        self.spawn_effects(effects);
+        self.changed.notify_one();
+    }
+
     /// Handles an event and carries out its effects.
     pub(super) fn event(self: &Arc<Self>, event: Event<Waiter<K>>) {
-        let effects = self.lock().handle(event);
+        let mut locked = self.lock();
+        let effects = locked.handle(event);
+        // A worker that starts later looks at the lane before it waits.
+        let has_worker = locked.state.has_worker;
+        drop(locked);
         self.carry_out(effects);
-        self.changed.notify_one();
+        if has_worker {
+            self.changed.notify_one();
+        }
     }
 
     /// Grants or queues a call. `returning`: the call was admitted before and comes back after a
@@ -180,8 +186,7 @@ impl<K: Connector> LaneHandle<K> {
             && !locked.state.has_worker
             && locked.state.lane.is_open(now)
             && let Some(connection) = locked.state.connector.try_ready()
-            // Checked again: time may have passed while the connection was looked up.
-            && let Some(grant) = locked.state.lane.try_grant(send_by, now)
+            && let Some(grant) = locked.state.lane.grant(send_by, now)
         {
             drop(locked);
             return Admission::Granted(self.permit(connection, grant));
@@ -243,13 +248,46 @@ impl<K: Connector> LaneHandle<K> {
         SendPermit::limited(connection, self.clone(), grant)
     }
 
-    /// Whether this lane may be removed because a new one would equal it.
-    pub(super) fn is_at_rest(self: &Arc<Self>) -> bool {
+    /// Whether an attempt with this grant may be written now.
+    pub(super) fn may_send(self: &Arc<Self>, grant: &Grant) -> bool {
+        let locked = self.lock();
+        locked.state.lane.may_send(grant, locked.now)
+    }
+
+    /// The grant was not used.
+    pub(super) fn returned(self: &Arc<Self>, grant: Grant) {
+        self.metrics.returned.inc();
+        self.event(Event::Returned(grant));
+    }
+
+    /// The attempt's first byte was written at `at`.
+    pub(super) fn written(self: &Arc<Self>, grant: Grant, at: Instant) {
+        self.metrics.spent.inc();
+        self.event(Event::Written { grant, at });
+    }
+
+    /// The attempt, written at `written_at`, has ended.
+    pub(super) fn ended(self: &Arc<Self>, grant: Grant, written_at: Instant, end: End) {
+        self.event(Event::Ended {
+            grant,
+            written_at,
+            end,
+        });
+    }
+
+    /// What the lane has done since `since`, if it may be removed because a new one would equal it.
+    pub(super) fn take_rest(self: &Arc<Self>, since: Instant) -> Option<LaneActivity<'_>> {
         let is_shadow_at_rest = self
             .shadow
             .as_ref()
             .is_none_or(|shadow| shadow.lock().is_at_rest(Instant::now()));
-        is_shadow_at_rest && self.lock().is_at_rest()
+        if !is_shadow_at_rest {
+            return None;
+        }
+        let mut locked = self.lock();
+        locked
+            .is_at_rest()
+            .then(|| self.activity(&mut locked, since))
     }
 
     /// Returns a snapshot for operators.
@@ -267,7 +305,10 @@ impl<K: Connector> LaneHandle<K> {
     /// What the lane has done since this was called last, at `since`. In observe mode: the calls
     /// that were sent, and the queue that the limit would have built up.
     pub(super) fn take_activity(self: &Arc<Self>, since: Instant) -> LaneActivity<'_> {
-        let mut locked = self.lock();
+        self.activity(&mut self.lock(), since)
+    }
+
+    fn activity(&self, locked: &mut LockedLane<'_, K>, since: Instant) -> LaneActivity<'_> {
         let now = locked.now;
         let lane = &mut locked.state.lane;
         let Activity { granted, throttled } = lane.take_activity();
@@ -430,33 +471,6 @@ impl<K: Connector> LaneHandle<K> {
     }
 }
 
-// === impl PermitLane ===
-
-impl<K: Connector> PermitLane for LaneHandle<K> {
-    fn may_send(self: Arc<Self>, grant: &Grant) -> bool {
-        let locked = self.lock();
-        locked.state.lane.may_send(grant, locked.now)
-    }
-
-    fn returned(self: Arc<Self>, grant: Grant) {
-        self.metrics.returned.inc();
-        self.event(Event::Returned(grant));
-    }
-
-    fn written(self: Arc<Self>, grant: Grant, at: Instant) {
-        self.metrics.spent.inc();
-        self.event(Event::Written { grant, at });
-    }
-
-    fn ended(self: Arc<Self>, grant: Grant, written_at: Instant, end: End) {
-        self.event(Event::Ended {
-            grant,
-            written_at,
-            end,
-        });
-    }
-}
-
 /// The call was queued with this forecast, or not queued.
 fn with_forecast(arrival: Arrival, admitted: Option<Forecast>) -> Arrival {
     match admitted {
@@ -506,14 +520,12 @@ async fn refuse_all<K: Connector>(
 
 impl<K: Connector> LockedLane<'_, K> {
     pub(super) fn handle(&mut self, event: Event<Waiter<K>>) -> VecDeque<Effect<Waiter<K>>> {
-        let (lane, cx) = self.lane_and_context();
-        lane.handle(event, cx)
+        self.with_context(|lane, cx| lane.handle(event, cx))
     }
 
     /// See [`Lane::next`].
     pub(super) fn next(&mut self, is_connected: bool) -> (Next, Option<Instant>) {
-        let (lane, cx) = self.lane_and_context();
-        lane.next(is_connected, cx)
+        self.with_context(|lane, cx| lane.next(is_connected, cx))
     }
 
     /// The queue as a call finds it that arrives now.
@@ -539,21 +551,21 @@ impl<K: Connector> LockedLane<'_, K> {
         if self.state.has_worker {
             return false;
         }
-        let (lane, cx) = self.lane_and_context();
-        lane.is_at_rest(cx)
+        self.with_context(|lane, cx| lane.is_at_rest(cx))
     }
 
-    fn lane_and_context(&mut self) -> (&mut Lane<Waiter<K>>, Context<'_>) {
+    fn with_context<R>(&mut self, with: impl FnOnce(&mut Lane<Waiter<K>>, Context<'_>) -> R) -> R {
+        let rules = self.limiter.rules.load();
         let cx = Context {
             now: self.now,
-            rules: &self.rules,
-            drain_by: self.drain_by,
+            rules: &rules,
+            drain_by: self.limiter.drain_by(),
         };
-        (&mut self.state.lane, cx)
+        with(&mut self.state.lane, cx)
     }
 
     fn is_drained(&self) -> bool {
-        self.drain_by.is_some_and(|by| by <= self.now)
+        self.limiter.drain_by().is_some_and(|by| by <= self.now)
     }
 }
 

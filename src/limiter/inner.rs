@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config::Mode;
@@ -32,7 +31,7 @@ pub(super) struct LimiterInner<K: Connector> {
     pub(super) budget: Arc<ByteBudget>,
     /// The same per client. A client may use at most half of the total.
     pub(super) client_budgets: DashMap<(AccountId, ClientId), Arc<ByteBudget>>,
-    pub(super) drain_by: Mutex<DrainDeadlines>,
+    pub(super) drain_by: DrainDeadlines,
 }
 
 // === impl LimiterInner ===
@@ -40,6 +39,6 @@ pub(super) struct LimiterInner<K: Connector> {
 impl<K: Connector> LimiterInner<K> {
     /// The deadline for grants of limited actions, if a drain has begun.
     pub(super) fn drain_by(&self) -> Option<Instant> {
-        self.drain_by.lock().limited()
+        self.drain_by.limited()
     }
 }

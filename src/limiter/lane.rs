@@ -191,14 +191,6 @@ impl<W> Lane<W> {
         std::mem::take(&mut self.effects)
     }
 
-    /// Grants an arriving call without queueing it, if [`Lane::is_open`].
-    pub(crate) fn try_grant(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
-        if !self.is_open(now) {
-            return None;
-        }
-        self.grant(send_by, now)
-    }
-
     /// Whether a call that arrives now can be granted immediately, given a ready connection.
     /// Updates the rate and discards expired slots first.
     pub(crate) fn is_open(&mut self, now: Instant) -> bool {
@@ -304,7 +296,8 @@ impl<W> Lane<W> {
         }
     }
 
-    fn grant(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
+    /// Grants a call without queueing it, if a token is free. The lane must be [`Lane::is_open`].
+    pub(crate) fn grant(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
         let token = self.source.take(now)?;
         self.granted += 1;
         self.held += 1;
@@ -466,6 +459,14 @@ impl<W> Lane<W> {
 
 #[cfg(test)]
 impl<W> Lane<W> {
+    /// Grants an arriving call without queueing it, if [`Lane::is_open`].
+    pub(crate) fn try_grant(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
+        if !self.is_open(now) {
+            return None;
+        }
+        self.grant(send_by, now)
+    }
+
     /// Replaces the token source.
     pub(crate) fn set_source(&mut self, source: Source) {
         self.source = source;

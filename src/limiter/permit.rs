@@ -9,40 +9,26 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::limiter::Connector;
+use crate::limiter::handle::LaneHandle;
 use crate::limiter::lane::{End, Grant};
-
-/// What a permit needs from its lane.
-pub(super) trait PermitLane: Send + Sync {
-    /// Whether an attempt with this grant may be written now.
-    fn may_send(self: Arc<Self>, grant: &Grant) -> bool;
-
-    /// The grant was not used.
-    fn returned(self: Arc<Self>, grant: Grant);
-
-    /// The attempt's first byte was written at `at`.
-    fn written(self: Arc<Self>, grant: Grant, at: Instant);
-
-    /// The attempt, written at `written_at`, has ended.
-    fn ended(self: Arc<Self>, grant: Grant, written_at: Instant, end: End);
-}
 
 /// The permission to send one attempt now: a ready connection and, on a lane, a token. Dropping it
 /// returns both.
 pub(crate) struct SendPermit<K: Connector> {
     /// None after use.
     connection: Option<K::Connection>,
-    lane: Option<(Arc<dyn PermitLane>, Grant)>,
+    lane: Option<(Arc<LaneHandle<K>>, Grant)>,
 }
 
 /// An attempt in progress. Must be settled with its end; if it is dropped unsettled, the end is
 /// unknown.
-pub(crate) struct Receipt {
-    attempt: Option<Arc<Attempt>>,
+pub(crate) struct Receipt<K: Connector> {
+    attempt: Option<Arc<Attempt<K>>>,
 }
 
 /// An attempt of a lane. Its token is held until the first byte was written.
-struct Attempt {
-    lane: Arc<dyn PermitLane>,
+struct Attempt<K: Connector> {
+    lane: Arc<LaneHandle<K>>,
     grant: Grant,
     progress: Mutex<Progress>,
 }
@@ -69,7 +55,7 @@ impl<K: Connector> SendPermit<K> {
     /// A permit of a lane, with a token.
     pub(super) fn limited(
         connection: K::Connection,
-        lane: Arc<dyn PermitLane>,
+        lane: Arc<LaneHandle<K>>,
         grant: Grant,
     ) -> Self {
         Self {
@@ -88,9 +74,9 @@ impl<K: Connector> SendPermit<K> {
     /// Begins to send. Returns none, and the token and the connection, if the permit is not valid
     /// any more: the lane has been paused since the grant, the store's slot or the call's hold is
     /// over, or the token source has changed.
-    pub(crate) fn begin(mut self) -> Option<(K::Connection, Receipt)> {
+    pub(crate) fn begin(mut self) -> Option<(K::Connection, Receipt<K>)> {
         if let Some((lane, grant)) = &self.lane
-            && !lane.clone().may_send(grant)
+            && !lane.may_send(grant)
         {
             return None;
         }
@@ -107,7 +93,7 @@ impl<K: Connector> SendPermit<K> {
 
     /// Like `begin`, for callers that write nothing: the attempt counts as written now.
     #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn spend(self) -> Option<(K::Connection, Receipt)> {
+    pub(crate) fn spend(self) -> Option<(K::Connection, Receipt<K>)> {
         let (connection, receipt) = self.begin()?;
         if let Some(attempt) = &receipt.attempt {
             attempt.written(Instant::now());
@@ -126,7 +112,7 @@ impl<K: Connector> Drop for SendPermit<K> {
 
 // === impl Receipt ===
 
-impl Receipt {
+impl<K: Connector> Receipt<K> {
     /// Returns a function to call with the time at which the first byte of the request was written.
     pub(crate) fn on_write(&self) -> Option<Box<dyn FnOnce(Instant) + Send>> {
         let attempt = self.attempt.clone()?;
@@ -158,7 +144,7 @@ impl Receipt {
     }
 }
 
-impl Drop for Receipt {
+impl<K: Connector> Drop for Receipt<K> {
     fn drop(&mut self) {
         self.end(End::Unknown);
     }
@@ -166,7 +152,7 @@ impl Drop for Receipt {
 
 // === impl Attempt ===
 
-impl Attempt {
+impl<K: Connector> Attempt<K> {
     /// The first byte was written at `at`, which starts the token's window.
     fn written(&self, at: Instant) {
         {
@@ -176,21 +162,23 @@ impl Attempt {
             }
             *progress = Progress::Written(at);
         }
-        self.lane.clone().written(self.grant, at);
+        self.lane.written(self.grant, at);
     }
 
     fn end(&self, end: End) {
-        if end != End::Unsent {
-            // An attempt that has, or may have, an answer was written, even if the write was not
-            // reported.
-            self.written(Instant::now());
-        }
         let progress = std::mem::replace(&mut *self.progress.lock(), Progress::Settled);
         match progress {
             Progress::Written(written_at) => {
-                self.lane.clone().ended(self.grant, written_at, end);
+                self.lane.ended(self.grant, written_at, end);
             }
-            Progress::Held => self.lane.clone().returned(self.grant),
+            Progress::Held if end == End::Unsent => self.lane.returned(self.grant),
+            Progress::Held => {
+                // An attempt that has, or may have, an answer was written, even if the write was
+                // not reported.
+                let written_at = Instant::now();
+                self.lane.written(self.grant, written_at);
+                self.lane.ended(self.grant, written_at, end);
+            }
             Progress::Settled => {}
         }
     }

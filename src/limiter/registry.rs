@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::error::{Kind, Refusal};
+use crate::limiter::drain::DrainDeadlines;
 use crate::limiter::fair::{QueueEntry, Sequence};
 use crate::limiter::handle::{Admission, LaneHandle, QueueGuard};
 use crate::limiter::inner::LimiterInner;
@@ -82,7 +82,7 @@ impl<K: Connector> Limiter<K> {
             started,
             budget: ByteBudget::new(config.queue.max_bytes),
             client_budgets: DashMap::new(),
-            drain_by: Mutex::default(),
+            drain_by: DrainDeadlines::default(),
         };
         Self {
             lanes: DashMap::with_shard_amount(SHARDS),
@@ -148,18 +148,16 @@ impl<K: Connector> Limiter<K> {
         lane: Option<&Arc<LaneHandle<K>>>,
         bytes: usize,
     ) -> Result<[Reservation; 2], Refusal> {
-        let now = Instant::now();
         let client_budget =
             self.client_budget((operation.account.clone(), operation.client.clone()));
         let Some(client_reservation) = client_budget.take(bytes) else {
             return Err(memory_full(
                 lane,
                 "This client's part of Flowgate's memory for queued calls",
-                now,
             ));
         };
         let Some(reservation) = self.inner.budget.take(bytes) else {
-            return Err(memory_full(lane, "Flowgate's memory for queued calls", now));
+            return Err(memory_full(lane, "Flowgate's memory for queued calls"));
         };
         Ok([client_reservation, reservation])
     }
@@ -194,14 +192,14 @@ impl<K: Connector> Limiter<K> {
     /// Begins a drain. Queued and arriving calls that cannot be granted before `by` are refused
     /// immediately.
     pub(crate) fn drain(&self, by: Instant) {
-        self.inner.drain_by.lock().begin(by);
+        self.inner.drain_by.begin(by);
         self.notify_drain();
     }
 
     /// Hands the quota of the limited actions over to a successor. No attempt of them is sent from
     /// now on.
     pub(crate) fn hand_over(&self) {
-        self.inner.drain_by.lock().hand_over(Instant::now());
+        self.inner.drain_by.hand_over(Instant::now());
         self.notify_drain();
     }
 
@@ -288,11 +286,14 @@ impl<K: Connector> Limiter<K> {
         // owner.
         let client_budgets = &self.inner.client_budgets;
         self.lanes.retain(|_, lane| {
-            let is_used = Arc::strong_count(lane) > 1 || !lane.is_at_rest();
-            if !is_used {
-                self.history.add(&lane.take_activity(since));
+            if Arc::strong_count(lane) > 1 {
+                return true;
             }
-            is_used
+            let rest = lane.take_rest(since);
+            if let Some(activity) = &rest {
+                self.history.add(activity);
+            }
+            rest.is_none()
         });
         client_budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
         // A map never gives memory back by itself.
@@ -329,12 +330,11 @@ impl<K: Connector> Limiter<K> {
     }
 }
 
-fn memory_full<K: Connector>(
-    lane: Option<&Arc<LaneHandle<K>>>,
-    what: &str,
-    now: Instant,
-) -> Refusal {
-    let wait = lane.map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
+#[cold]
+fn memory_full<K: Connector>(lane: Option<&Arc<LaneHandle<K>>>, what: &str) -> Refusal {
+    let wait = lane.map_or(Duration::from_secs(1), |lane| {
+        lane.predicted_wait(Instant::now())
+    });
     Refusal::after(Kind::QueueFull, wait, format!("{what} is full."))
 }
 
@@ -451,11 +451,7 @@ impl<K: Connector> LimitedCall<K> {
 
     /// A permit as soon as a connection is ready.
     async fn unlimited_permit(&self) -> Result<SendPermit<K>, Refusal> {
-        let is_drained = self
-            .limiter
-            .drain_by
-            .lock()
-            .is_over_for_unlimited(Instant::now());
+        let is_drained = self.limiter.drain_by.is_over_for_unlimited(Instant::now());
         if is_drained {
             return Err(refusals::draining());
         }

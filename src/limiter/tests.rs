@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{self, Config, Limit, Mode, Retry};
 use crate::error::{Kind, Refusal};
+use crate::limiter::drain::DrainDeadlines;
 use crate::limiter::inner::LimiterInner;
 use crate::limiter::registry::LimitedCall;
 use crate::limiter::routes::Routes;
@@ -215,7 +216,7 @@ impl Harness {
             started,
             budget: ByteBudget::new(bounds.max_bytes),
             client_budgets: DashMap::new(),
-            drain_by: Mutex::default(),
+            drain_by: DrainDeadlines::default(),
         };
         let queue = Limiter {
             lanes: DashMap::new(),

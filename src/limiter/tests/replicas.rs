@@ -19,7 +19,7 @@ pub(super) async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<Harness>> 
 }
 
 /// Sends a call. Returns a time just before the send, and the receipt.
-async fn sent(harness: &Harness) -> (Instant, Receipt) {
+async fn sent(harness: &Harness) -> (Instant, Receipt<TestConnector>) {
     let mut call = harness.arrive(60 * SECOND).unwrap();
     loop {
         let permit = call.permit().await.unwrap();

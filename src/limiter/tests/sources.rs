@@ -40,7 +40,7 @@ of_both!(
     each_account_that_the_configuration_does_not_name_has_a_quota_of_its_own,
 );
 
-type Used = (TestConnection, Receipt);
+type Used = (TestConnection, Receipt<TestConnector>);
 
 /// Sends a call as soon as possible. A permit that arrives too late to be used does not count.
 async fn sent(harness: &Harness) -> Used {
