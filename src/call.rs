@@ -202,9 +202,9 @@ impl<'a> ActiveCall<'a> {
             generation,
             order: _,
         } = accepted;
-        let metrics = services.metrics.calls(operation.labels());
-        record.queued(operation.clone(), metrics);
+        record.queued(operation.clone());
         let limited_call = services.limiter.arrive_via(upstream, &operation, bytes)?;
+        record.set_metrics(limited_call.metrics(&operation));
         Ok(Self {
             services,
             record,

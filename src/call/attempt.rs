@@ -296,7 +296,7 @@ fn count(
     metrics.attempt(&metrics::Attempt { status, code, took });
     // Throttled attempts are answered quickly, so their duration is not that of a call.
     if let Verdict::Ok { .. } | Verdict::UpstreamError { .. } = verdict {
-        services.margins.answered(operation, took);
+        metrics.answered(took);
     }
     log_verdict(account, operation, verdict);
     if let Verdict::Throttled { source, .. } = verdict {

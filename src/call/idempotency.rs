@@ -153,7 +153,8 @@ pub(super) async fn answer(
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let operation = accepted.operation.clone();
     let metrics = services.metrics.calls(operation.labels());
-    record.queued(operation.clone(), metrics);
+    record.queued(operation.clone());
+    record.set_metrics(metrics);
     record.has_order(order.name.short().into(), order.is_repeatable());
     let call = KeyedCall {
         services,

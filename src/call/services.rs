@@ -42,7 +42,7 @@ pub(crate) struct CallServices {
     /// Bytes of request bodies whose callers are not verified yet.
     pub(crate) unverified: Arc<ByteBudget>,
     pub(super) nonces: Nonces,
-    /// Recent answer times of CAMS.
+    /// What of a hold is reserved for the answer.
     pub(super) margins: Margins,
     /// Calls that wait for a session of their account.
     pub(crate) session_waits: WaitingCalls,
@@ -94,12 +94,12 @@ impl CallServices {
             ),
             quota,
             journal,
+            margins: Margins::new(metrics.clone()),
             metrics,
             telemetry: Arc::new(telemetry),
             phases: Phases::new(),
             unverified: ByteBudget::new(max_unverified),
             nonces: Nonces::new(SystemTime::now()),
-            margins: Margins::default(),
             session_waits: WaitingCalls::default(),
             key_waits: WaitingCalls::default(),
             records_due: Mutex::new(Instant::now()),
@@ -171,8 +171,7 @@ impl CallServices {
     /// Counts the verdict on a whole request.
     pub(super) fn count_proof(&self, proved: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
         match &proved {
-            Ok(Caller::Verified(_)) => self.metrics.signature_check("ok"),
-            Ok(Caller::Relayed(_)) => self.metrics.signature_check("unverified"),
+            Ok(caller) => self.metrics.proved(matches!(caller, Caller::Verified(_))),
             Err(refusal) => self.count_check(refusal.kind),
         }
         proved

@@ -24,7 +24,7 @@ use crate::limiter::shared::Quota;
 use crate::limiter::view::LaneView;
 use crate::limiter::{Connector, refusals, worker};
 use crate::observe::history::{Ended, History, HistoryView};
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{CallMetrics, Metrics};
 use crate::observe::record::Way;
 use crate::operation::Operation;
 use crate::primitives::byte_budget::{ByteBudget, Reservation};
@@ -378,6 +378,14 @@ impl<K: Connector> LimitedCall<K> {
         };
         let mut guard = QueueGuard::new(lane, &self.entry);
         guard.answered(tokio::time::timeout_at(self.send_by, answer).await)
+    }
+
+    /// The series of its operation's account and action.
+    pub(crate) fn metrics(&self, operation: &Operation) -> Arc<CallMetrics> {
+        match &self.lane {
+            Some(lane) => lane.metrics.clone(),
+            None => self.limiter.metrics.calls(operation.labels()),
+        }
     }
 
     /// The connector of its account when it arrived.

@@ -8,6 +8,7 @@
 //! State (queue lengths, waits, pauses, rates) is read from the lanes during a scrape, so a
 //! cancelled call cannot leave a stale gauge behind.
 
+mod answer_time;
 mod calls;
 mod config;
 mod families;
@@ -28,6 +29,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::error::{Outcome, Refusal};
+pub(crate) use crate::observe::metrics::answer_time::AnswerTime;
 use crate::observe::metrics::calls::Calls;
 pub(crate) use crate::observe::metrics::calls::{Attempt, CallMetrics};
 use crate::observe::metrics::config::ConfigMetrics;
@@ -57,7 +59,7 @@ pub(crate) struct Metrics {
     client_turns: IntCounterVec,
     cancelled: IntCounterVec,
     shadow_decisions: IntCounterVec,
-    signature_checks: IntCounterVec,
+    signature_checks: SignatureChecks,
     keyed_calls: IntCounterVec,
     looks: LookMetrics,
     operator_actions: IntCounterVec,
@@ -82,6 +84,14 @@ pub(crate) struct ConnectionMetrics {
     pub(crate) errors: IntCounterVec,
     /// Expiry of Flowgate's own certificates, by listener.
     pub(crate) certificate_expiry: IntGaugeVec,
+}
+
+/// Checks of callers' signatures.
+struct SignatureChecks {
+    by_result: IntCounterVec,
+    /// The most frequent series, cached.
+    verified: IntCounter,
+    unverified: IntCounter,
 }
 
 /// Memory held by the bodies of calls, in bytes.
@@ -120,7 +130,6 @@ impl Metrics {
         let turns = "Send permits granted to a client's calls of limited actions.";
         let cancelled = "Calls whose caller disconnected, by the stage of the call.";
         let shadow = "Calls in observe mode, by what the limit would have done to them.";
-        let checks = "Checks of callers' signatures, by result.";
         let keyed = "Calls with an idempotency key, or taken for repetitions, by what they were answered with.";
         let actions = "Operator actions, by action.";
         let lines = "Log lines that were dropped because their reader was too slow.";
@@ -136,7 +145,7 @@ impl Metrics {
                 shadow,
                 &["account", "action", "decision"],
             ),
-            signature_checks: r.counter("signature_checks_total", checks, &["result"]),
+            signature_checks: SignatureChecks::new(&r),
             keyed_calls: r.counter("keyed_calls_total", keyed, &["account", "result"]),
             looks: LookMetrics::new(&r),
             operator_actions: r.counter("operator_actions_total", actions, &["action"]),
@@ -157,6 +166,11 @@ impl Metrics {
     /// The series of an account and an action.
     pub(crate) fn calls(&self, labels: (AccountId, ActionName)) -> Arc<CallMetrics> {
         self.calls.of(labels)
+    }
+
+    /// The same, if they were used before.
+    pub(crate) fn known_calls(&self, labels: &(AccountId, ActionName)) -> Option<Arc<CallMetrics>> {
+        self.calls.known(labels)
     }
 
     /// Counts a call that ended before it was classified.
@@ -224,9 +238,20 @@ impl Metrics {
             .inc();
     }
 
-    /// Counts a check of a caller's signature.
+    /// Counts a whole request whose signature is right, or cannot be checked.
+    pub(crate) fn proved(&self, is_verified: bool) {
+        let checks = &self.signature_checks;
+        if is_verified {
+            checks.verified.inc();
+        } else {
+            checks.unverified.inc();
+        }
+    }
+
+    /// Counts a failed check of a caller's signature.
     pub(crate) fn signature_check(&self, result: &str) {
-        self.signature_checks.with_label_values(&[result]).inc();
+        let checks = &self.signature_checks.by_result;
+        checks.with_label_values(&[result]).inc();
     }
 
     /// Counts an operator action: `pause`, `resume`, `flush` or `settle`.
@@ -258,6 +283,20 @@ impl Metrics {
             .set(i64::try_from(unverified).unwrap_or(i64::MAX));
         self.lanes.set(scrape.lanes);
         self.families.render()
+    }
+}
+
+// === impl SignatureChecks ===
+
+impl SignatureChecks {
+    fn new(r: &Families) -> Self {
+        let checks = "Checks of callers' signatures, by result.";
+        let by_result = r.counter("signature_checks_total", checks, &["result"]);
+        Self {
+            verified: by_result.with_label_values(&["ok"]),
+            unverified: by_result.with_label_values(&["unverified"]),
+            by_result,
+        }
     }
 }
 

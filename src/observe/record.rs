@@ -39,7 +39,7 @@ pub(crate) struct Record {
     telemetry: Arc<CallTelemetry>,
     arrived: Instant,
     /// Flowgate's request id, in refusals and in the log.
-    request_id: Box<str>,
+    request_id: Arc<str>,
     /// The caller's address; `None` for a Unix socket.
     from: Option<IpAddr>,
     claimed_identity: Option<ClaimedIdentity>,
@@ -190,7 +190,7 @@ impl Record {
         });
         self.trace = trace.map(Box::new);
         tracing::debug!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             from = self.from.map(tracing::field::display),
             "call has arrived"
         );
@@ -225,7 +225,7 @@ impl Record {
     /// Notes the claimed caller.
     pub(crate) fn set_claimed_identity(&mut self, claimed_identity: ClaimedIdentity) {
         tracing::debug!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             claims = claimed_identity.key.masked(),
             account = claimed_identity.account.as_ref().map(AccountId::as_str),
             "call is identified by its head"
@@ -244,14 +244,13 @@ impl Record {
     }
 
     /// The call is classified and queued.
-    pub(crate) fn queued(&mut self, operation: Arc<Operation>, metrics: Arc<CallMetrics>) {
+    pub(crate) fn queued(&mut self, operation: Arc<Operation>) {
         self.operation = Some(operation);
-        self.metrics = Some(metrics);
         self.stage = Stage::Queued;
         self.trace(|trace, now| trace.begin(StepKind::Queue, now));
         if let Some(operation) = self.operation.as_deref() {
             tracing::debug!(
-                request_id = self.request_id,
+                request_id = &*self.request_id,
                 account = operation.account_label(),
                 action = operation.action_label(),
                 client = capped(operation.client.as_str()),
@@ -262,11 +261,16 @@ impl Record {
         }
     }
 
+    /// The series of the call's account and action, which its lane has looked up.
+    pub(crate) fn set_metrics(&mut self, metrics: Arc<CallMetrics>) {
+        self.metrics = Some(metrics);
+    }
+
     /// The call waits for a session of its account. Returns when the wait began.
     pub(crate) fn waits_for_session(&mut self) -> Instant {
         self.trace(|trace, now| trace.begin(StepKind::Session, now));
         tracing::debug!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             "call waits for a session of its account"
         );
         Instant::now()
@@ -279,7 +283,7 @@ impl Record {
         *session_ms = session_ms.saturating_add(waited);
         self.trace(|trace, now| trace.begin(StepKind::Queue, now));
         tracing::debug!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             waited_ms = waited,
             "call has waited for a session"
         );
@@ -307,7 +311,7 @@ impl Record {
         }
         self.trace(|trace, now| trace.back_off(after, now));
         tracing::debug!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             after_ms = millis(after),
             "call is queued again"
         );
@@ -317,7 +321,7 @@ impl Record {
     pub(crate) fn permit_granted(&mut self, age: Duration) {
         self.trace(Trace::end);
         tracing::debug!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             waited_ms = millis(age),
             "call may be sent"
         );
@@ -340,7 +344,7 @@ impl Record {
         self.attempts += 1;
         self.stage = Stage::InFlight;
         tracing::debug!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             attempt = self.attempts,
             "attempt is signed and sent"
         );
@@ -358,7 +362,7 @@ impl Record {
         self.stage = Stage::Queued;
         self.failed(None, None);
         self.trace(Trace::unsent);
-        tracing::debug!(request_id = self.request_id, "attempt was not sent");
+        tracing::debug!(request_id = &*self.request_id, "attempt was not sent");
     }
 
     /// The attempt was judged. `code` is CAMS's code, or the reason of an unknown outcome.
@@ -369,7 +373,7 @@ impl Record {
         }
         self.trace(|trace, now| trace.judged(code, cams_request_id, now));
         tracing::debug!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             attempt = self.attempts,
             verdict = capped(code),
             cams_request_id = cams_request_id.map(capped),
@@ -458,7 +462,7 @@ impl Record {
         }
         let operation = self.operation.as_deref();
         tracing::info!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             trace_id = self.trace.as_ref().map(|trace| trace.id()),
             account,
             action,
@@ -544,7 +548,9 @@ impl Record {
             outcome: ending.outcome,
             is_lost: ending.outcome == Outcome::Unknown
                 && (self.attempts > 0 || !self.is_repeatable()),
-            code: capped(ending.verdict).into(),
+            code: Some(capped(ending.verdict))
+                .filter(|code| *code != OK)
+                .map(Into::into),
             status: ending.status,
             attempts: self.attempts,
             waited: self.waited().unwrap_or(if self.operation.is_some() {

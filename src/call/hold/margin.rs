@@ -10,23 +10,15 @@
 //! ms, the margin is below 200 ms again after 28 answers. Two bounds apply: a third of the hold,
 //! and 2 s.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use dashmap::DashMap;
-
+use crate::observe::metrics::{AnswerTime, Metrics};
 use crate::operation::Operation;
-use crate::primitives::id::{AccountId, ActionName};
 
-/// The usual answer time of each account and action. The keys are labels, which are closed sets, so
-/// callers cannot make the map grow.
-#[derive(Default)]
-pub(crate) struct Margins(DashMap<(AccountId, ActionName), AnswerTime>);
-
-/// Statistics of answer times.
-struct AnswerTime {
-    mean: Duration,
-    deviation: Duration,
-}
+/// The margins of all accounts and actions. Their answer times are kept with their metrics, so that
+/// a call looks them up once.
+pub(crate) struct Margins(Arc<Metrics>);
 
 /// The margin before the first answer, enough for a gateway on another continent.
 const START: Duration = Duration::from_millis(200);
@@ -38,43 +30,30 @@ const MOST: Duration = Duration::from_secs(2);
 // === impl Margins ===
 
 impl Margins {
-    /// How long a call with this hold may be queued.
-    pub(crate) fn wait(&self, operation: &Operation, hold: Duration) -> Duration {
-        let upper_estimate = self
-            .0
-            .get(&operation.labels())
-            .map_or(START, |known| known.upper_estimate());
-        hold - upper_estimate.min(MOST).min(hold / 3)
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self(metrics)
     }
 
-    /// Adds the duration of an answered attempt.
-    pub(crate) fn answered(&self, operation: &Operation, took: Duration) {
-        self.0
-            .entry(operation.labels())
-            .and_modify(|known| known.add(took))
-            .or_insert_with(|| AnswerTime::first(took));
+    /// How long a call with this hold may be queued.
+    pub(crate) fn wait(&self, operation: &Operation, hold: Duration) -> Duration {
+        let known = self.0.known_calls(&operation.labels());
+        let answer_time = known.and_then(|calls| calls.answer_time());
+        let margin = answer_time.map_or(START, margin);
+        hold - margin.min(MOST).min(hold / 3)
     }
 }
 
-// === impl AnswerTime ===
-
-impl AnswerTime {
-    fn first(took: Duration) -> Self {
-        Self {
-            mean: took,
-            deviation: took / 2,
-        }
+/// Without answers.
+#[cfg(any(test, feature = "testing"))]
+impl Default for Margins {
+    fn default() -> Self {
+        Self::new(Arc::new(Metrics::new()))
     }
+}
 
-    fn add(&mut self, took: Duration) {
-        self.deviation = (self.deviation * 3 + self.mean.abs_diff(took)) / 4;
-        self.mean = (self.mean * 7 + took) / 8;
-    }
-
-    /// An answer time that is rarely exceeded.
-    fn upper_estimate(&self) -> Duration {
-        self.mean + (self.deviation * 4).max(LEAST)
-    }
+/// The margin for answers like these, which is rarely too short.
+fn margin(answer_time: AnswerTime) -> Duration {
+    answer_time.mean + (answer_time.deviation * 4).max(LEAST)
 }
 
 #[cfg(test)]
@@ -82,7 +61,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::primitives::id::{ClientId, TenantId};
+    use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -99,6 +78,12 @@ mod tests {
             limit: None,
             hold: ms(10_000),
             wait: ms(10_000),
+        }
+    }
+
+    impl Margins {
+        fn answered(&self, operation: &Operation, took: Duration) {
+            self.0.calls(operation.labels()).answered(took);
         }
     }
 
@@ -135,10 +120,10 @@ mod tests {
 
     #[test]
     fn constant_answer_times_leave_a_margin_of_50_ms() {
-        let upper_estimate = after([80; 200]).upper_estimate();
+        let margin = margin(after([80; 200]));
         assert!(
-            upper_estimate.abs_diff(ms(130)) < Duration::from_micros(1),
-            "{upper_estimate:?}"
+            margin.abs_diff(ms(130)) < Duration::from_micros(1),
+            "{margin:?}"
         );
     }
 
@@ -147,17 +132,17 @@ mod tests {
         let mut time = after([30, 70].repeat(100));
         for took in [30, 70].repeat(10) {
             assert!(
-                time.upper_estimate() > ms(125) && time.upper_estimate() < ms(150),
+                margin(time) > ms(125) && margin(time) < ms(150),
                 "{:?}",
-                time.upper_estimate()
+                margin(time)
             );
             time.add(ms(took));
         }
         let mut outlier = after([[50; 100].as_slice(), &[5000]].concat());
-        assert!(outlier.upper_estimate() > MOST);
+        assert!(margin(outlier) > MOST);
         let long = (1..).find(|_| {
             outlier.add(ms(50));
-            outlier.upper_estimate() < ms(200)
+            margin(outlier) < ms(200)
         });
         assert_eq!(long, Some(28));
     }
@@ -171,7 +156,6 @@ mod tests {
                 ms(900),
             );
         }
-        assert_eq!(margins.0.len(), 1);
         margins.answered(&operation("acme", "CreateFlow"), ms(100));
         assert_eq!(
             margins.wait(&operation("acme", "ListFlow"), ms(10_000)),

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
+use super::answer_time::AnswerTime;
 use super::families::Families;
 use super::{WAIT_BUCKETS, labels};
 use crate::error::Outcome;
@@ -42,6 +44,8 @@ pub(crate) struct CallMetrics {
     /// The most frequent series, cached.
     ended_well: IntCounter,
     answered_well: IntCounter,
+    /// `None` before the first answer.
+    answer_time: Mutex<Option<AnswerTime>>,
 }
 
 /// How one attempt ended.
@@ -93,11 +97,16 @@ impl Calls {
 
     /// The series with these labels.
     pub(super) fn of(&self, labels: (AccountId, ActionName)) -> Arc<CallMetrics> {
-        if let Some(known) = self.known.get(&labels) {
-            return known.clone();
+        if let Some(known) = self.known(&labels) {
+            return known;
         }
         let series = Arc::new(self.look_up(labels.clone()));
         self.known.entry(labels).or_insert(series).clone()
+    }
+
+    /// The series with these labels, if they were used before.
+    pub(super) fn known(&self, labels: &(AccountId, ActionName)) -> Option<Arc<CallMetrics>> {
+        self.known.get(labels).map(|known| known.clone())
     }
 
     /// Counts a call that has ended.
@@ -125,6 +134,7 @@ impl Calls {
             answered_well: self
                 .attempts
                 .with_label_values(&[account, action, WELL.0, WELL.1]),
+            answer_time: Mutex::default(),
             labels,
         }
     }
@@ -150,6 +160,20 @@ impl CallMetrics {
                 .inc();
         }
         self.upstream.observe(took.as_secs_f64());
+    }
+
+    /// Adds the duration of an answered attempt.
+    pub(crate) fn answered(&self, took: Duration) {
+        let mut answer_time = self.answer_time.lock();
+        match &mut *answer_time {
+            Some(known) => known.add(took),
+            None => *answer_time = Some(AnswerTime::first(took)),
+        }
+    }
+
+    /// How long CAMS usually takes; `None` before the first answer.
+    pub(crate) fn answer_time(&self) -> Option<AnswerTime> {
+        *self.answer_time.lock()
     }
 
     /// Counts a call that has ended.

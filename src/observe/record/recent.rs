@@ -33,7 +33,7 @@ struct Calls {
 
 /// A call that has ended.
 pub(super) struct EndedCall {
-    pub(super) request_id: Box<str>,
+    pub(super) request_id: Arc<str>,
     /// That of the last attempt.
     pub(super) cams_request_id: Option<Box<str>>,
     pub(super) at: Instant,
@@ -45,7 +45,8 @@ pub(super) struct EndedCall {
     pub(super) outcome: Outcome,
     /// Whether CAMS may have executed the call itself, not only one that it repeats.
     pub(super) is_lost: bool,
-    pub(super) code: Box<str>,
+    /// `None` if it is `OK`, as of most calls.
+    pub(super) code: Option<Box<str>>,
     pub(super) status: u16,
     pub(super) attempts: u32,
     pub(super) waited: Duration,
@@ -203,6 +204,10 @@ impl EndedCall {
         }
     }
 
+    fn code(&self) -> &str {
+        self.code.as_deref().unwrap_or(OK)
+    }
+
     fn failed_attempts(&self) -> &[AttemptNote] {
         self.way.as_ref().map_or(&[], |way| &way.attempts)
     }
@@ -218,7 +223,7 @@ impl EndedCall {
     fn view(&self) -> CallView {
         let [account, action, client, tenant] = self.names();
         CallView {
-            request_id: self.request_id.clone(),
+            request_id: self.request_id.as_ref().into(),
             cams_request_id: self.cams_request_id.clone(),
             age_seconds: self.at.elapsed().as_secs(),
             account: account.to_owned(),
@@ -228,7 +233,7 @@ impl EndedCall {
             flow_name: self.flow_name.clone(),
             outcome: self.outcome.label(),
             lost: self.is_lost,
-            code: self.code.clone(),
+            code: self.code().into(),
             status: self.status,
             attempts: self.attempts,
             waited_ms: millis(self.waited),
@@ -241,11 +246,11 @@ impl EndedCall {
         let view = self.view();
         let mut attempts = self.failed_attempts().to_vec();
         // A successful attempt is the last one, and ends the call.
-        if self.was_sent && &*self.code == OK {
+        if self.was_sent && self.code() == OK {
             attempts.push(AttemptNote {
                 permitted_ms: u32::try_from(view.waited_ms).unwrap_or(u32::MAX),
                 ended_ms: u32::try_from(view.took_ms).unwrap_or(u32::MAX),
-                code: Some(self.code.clone()),
+                code: Some(OK.into()),
                 cams_request_id: self.cams_request_id.clone(),
                 back_off_ms: None,
             });
@@ -279,7 +284,7 @@ mod tests {
             flow_name: Some("<b>".into()),
             outcome,
             is_lost: false,
-            code: "OK".into(),
+            code: None,
             status: 200,
             attempts: number,
             waited: Duration::ZERO,
