@@ -34,6 +34,7 @@ use futures_util::future::{Either, ready};
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::{Request, Response};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, Sleep};
 
 use crate::acs::actions::{self, Effect};
@@ -335,14 +336,18 @@ impl<'a> ActiveCall<'a> {
     }
 
     /// Sends one attempt. Not an `async fn`: its future would hold these arguments until it ends.
-    fn attempt(&self, sending: Sending) -> impl Future<Output = Attempted> + use<> {
+    fn attempt(
+        &self,
+        sending: Sending,
+    ) -> impl Future<Output = Result<Attempted, Elapsed>> + use<> {
         attempt::attempt(self.services, sending)
     }
 
     /// Records the result of an attempt. Returns `None` if the call must be sent again immediately:
     /// nothing was sent, or CAMS rejected the session or the time stamp and there is a better one,
     /// which is tried once.
-    async fn judge(&mut self, attempted: Attempted) -> Option<Box<Judged>> {
+    async fn judge(&mut self, attempted: Result<Attempted, Elapsed>) -> Option<Box<Judged>> {
+        let attempted = attempted.unwrap_or_else(attempt::unanswered);
         let Attempted::Judged(judged) = attempted else {
             self.record.unsent();
             return None;
@@ -526,8 +531,11 @@ where
     let Some(order) = accepted.order.take() else {
         return Ok(Arrived::Accepted(accepted));
     };
-    let answer = idempotency::answer(services, accepted, &order, record, format).await?;
-    Ok(Arrived::Answered(answer))
+    // Boxed, like the other rare waits of an arrival: each call allocates for the largest of them.
+    let answer = Box::pin(idempotency::answer(
+        services, accepted, &order, record, format,
+    ));
+    Ok(Arrived::Answered(answer.await?))
 }
 
 /// Identifies the caller, reads the body, and classifies the operation.
@@ -557,7 +565,7 @@ where
     let body = if body.is_end_stream() {
         Bytes::new()
     } else {
-        let body = read_body(services, claim.as_ref(), body, &config.listen).await?;
+        let body = Box::pin(read_body(services, claim.as_ref(), body, &config.listen)).await?;
         format.read_body(&head, &body);
         body
     };
@@ -609,11 +617,14 @@ async fn prove(
 ) -> Result<Caller, Refusal> {
     let nonce = services.quota.as_ref().map(|quota| (quota, claim.nonce()));
     let caller = claim.prove(body, &services.nonces, accepted)?;
-    if let Some((quota, nonce)) = nonce
-        // While the store is down, each replica relies on its own memory of nonces.
-        && !quota.take_nonce(&nonce.digest, nonce.until, accepted).await.unwrap_or(true)
-    {
-        return Err(identify::used());
+    let Some((quota, nonce)) = nonce else {
+        return Ok(caller);
+    };
+    let is_new = Box::pin(quota.take_nonce(&nonce.digest, nonce.until, accepted)).await;
+    // While the store is down, each replica relies on its own memory of nonces.
+    if is_new.unwrap_or(true) {
+        Ok(caller)
+    } else {
+        Err(identify::used())
     }
-    Ok(caller)
 }

@@ -6,14 +6,13 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as Polling, Poll};
 use std::time::{Duration, SystemTime};
 
-use futures_util::FutureExt;
+use futures_util::future::{Either, ready};
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout_at};
-use tokio_util::task::TaskTracker;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, Timeout, timeout_at};
 
 use crate::call::judge::{self, Context, ThrottleSource, Verdict};
 use crate::call::services::CallServices;
@@ -24,7 +23,7 @@ use crate::observe::metrics::{self, CallMetrics, labels};
 use crate::operation::Operation;
 use crate::primitives::text::capped;
 use crate::upstream::clock::{Correction, UpstreamClock};
-use crate::upstream::{Request, Sent, Upstream, UpstreamResponse};
+use crate::upstream::{Connection, Request, Sent, Upstream, UpstreamResponse};
 
 /// The result of an attempt.
 pub(crate) enum Attempted {
@@ -45,6 +44,8 @@ pub(crate) struct Judged {
     pub(crate) credentials: Option<Arc<Credentials>>,
     /// Whether CAMS has refused the time stamp, and would now get another one.
     pub(crate) has_better_stamp: bool,
+    /// The call that it belongs to, if the attempt has ended.
+    operation: Option<Arc<Operation>>,
 }
 
 /// The request to send, the permission to do so, and the call that it belongs to.
@@ -75,41 +76,69 @@ pub(crate) struct Deadlines {
 /// Counts an attempt as in flight until dropped.
 struct InFlight(Arc<CallMetrics>);
 
-/// An attempt that its call polls. If it is dropped before the send has begun, nothing is sent; if
-/// it is dropped later, it continues as a detached task.
+/// An attempt in flight, which its call polls. If it is dropped, it continues as a detached task.
 struct DetachOnDrop {
     /// `None` after it has ended, and while it is polled, so that an attempt that panics is not
     /// polled again.
     run: Option<Pin<Box<dyn Future<Output = Attempted> + Send>>>,
-    has_begun: Arc<AtomicBool>,
-    operation: Arc<Operation>,
-    tracker: TaskTracker,
+    services: Arc<CallServices>,
 }
 
-/// Sends the request with its permit. Completes at the end of the hold at the latest, with an
-/// unknown outcome.
+/// An attempt that has begun.
+struct Begun {
+    connection: Connection,
+    receipt: Receipt<Upstream>,
+    request: Request,
+    operation: Arc<Operation>,
+    metrics: Arc<CallMetrics>,
+    credentials: Option<Arc<Credentials>>,
+    correction: Correction,
+    note: Option<Box<Note>>,
+}
+
+/// Sends the request with its permit. Fails at the end of the hold, with [`unanswered`] as result.
+/// Not an `async fn`: its future would hold these arguments until it ends.
 pub(crate) fn attempt(
     services: &Arc<CallServices>,
     sending: Sending,
-) -> impl Future<Output = Attempted> + use<> {
-    let answer_by = sending.deadlines.answer_by;
-    let attempt = DetachOnDrop::new(services, sending);
-    timeout_at(answer_by, attempt).map(|answered| {
-        answered.unwrap_or_else(|_elapsed| {
-            let verdict = Verdict::Unknown {
-                reason: "CAMS has not answered within the hold",
-                request_id: None,
-            };
-            Attempted::judged(None, verdict)
-        })
-    })
+) -> impl Future<Output = Result<Attempted, Elapsed>> + use<> {
+    // Boxed: few deployments have a journal, and its future would count in that of each call.
+    if sending.note.is_some() {
+        let journalled: Rare = Box::pin(journalled(services.clone(), sending));
+        return Either::Left(journalled);
+    }
+    match begin(services.clone(), sending) {
+        Ok(begun) => Either::Right(begun),
+        Err(unsent) => Either::Left(Box::pin(ready(Ok(unsent)))),
+    }
 }
 
-async fn run(
+/// An attempt with a journal, or one that is not sent.
+type Rare = Pin<Box<dyn Future<Output = Result<Attempted, Elapsed>> + Send>>;
+
+/// Sends an attempt after it is recorded in the journal.
+async fn journalled(services: Arc<CallServices>, sending: Sending) -> Result<Attempted, Elapsed> {
+    if let Some(note) = &sending.note {
+        if let Err(unsent) = record(note, sending.deadlines.send_by).await {
+            return Ok(unsent);
+        }
+        let credentials = sending.credentials.as_ref();
+        if !is_session_in_force(&services, &sending.operation, credentials) {
+            note.unsent();
+            return Ok(Attempted::Unsent);
+        }
+    }
+    match begin(services, sending) {
+        Ok(begun) => begun.await,
+        Err(unsent) => Ok(unsent),
+    }
+}
+
+/// Uses the permit, and from then on follows the attempt to its end, in any case.
+fn begin(
     services: Arc<CallServices>,
     sending: Sending,
-    has_begun: Arc<AtomicBool>,
-) -> Attempted {
+) -> Result<Timeout<DetachOnDrop>, Attempted> {
     let Sending {
         permit,
         request,
@@ -120,22 +149,50 @@ async fn run(
         note,
         deadlines,
     } = sending;
-    if let Some(note) = &note {
-        if let Err(unsent) = record(note, deadlines.send_by).await {
-            return unsent;
-        }
-        if !is_session_in_force(&services, &operation, credentials.as_ref()) {
-            note.unsent();
-            return Attempted::Unsent;
-        }
-    }
     let Some((connection, receipt)) = permit.begin() else {
         if let Some(note) = &note {
             note.unsent();
         }
-        return Attempted::Unsent;
+        return Err(Attempted::Unsent);
     };
-    has_begun.store(true, Ordering::Relaxed);
+    let begun = Begun {
+        connection,
+        receipt,
+        request,
+        operation,
+        metrics,
+        credentials,
+        correction,
+        note,
+    };
+    let attempt = DetachOnDrop {
+        run: Some(Box::pin(run(services.clone(), begun))),
+        services,
+    };
+    Ok(timeout_at(deadlines.answer_by, attempt))
+}
+
+/// The hold has ended before CAMS's answer came.
+#[cold]
+pub(crate) fn unanswered(_: Elapsed) -> Attempted {
+    let verdict = Verdict::Unknown {
+        reason: "CAMS has not answered within the hold",
+        request_id: None,
+    };
+    Attempted::judged(None, verdict)
+}
+
+async fn run(services: Arc<CallServices>, begun: Begun) -> Attempted {
+    let Begun {
+        connection,
+        receipt,
+        request,
+        operation,
+        metrics,
+        credentials,
+        correction,
+        note,
+    } = begun;
     let in_flight = InFlight::new(metrics);
     let clock = connection.clock().clone();
     let sent_at = Instant::now();
@@ -154,6 +211,7 @@ async fn run(
     judged.set_clock(&clock, correction, sent_at, took);
     count(&services, &operation, &in_flight.0, &judged, took);
     settle(receipt, &judged.verdict);
+    judged.operation = Some(operation);
     Attempted::Judged(Box::new(judged))
 }
 
@@ -230,8 +288,11 @@ impl Drop for Announced<'_> {
 }
 
 /// Logs the result of a detached attempt.
-fn log_detached(operation: &Operation, attempted: &Attempted) {
+fn log_detached(attempted: &Attempted) {
     let Attempted::Judged(judged) = attempted else {
+        return;
+    };
+    let Some(operation) = &judged.operation else {
         return;
     };
     let verdict = &judged.verdict;
@@ -345,6 +406,7 @@ impl Attempted {
             verdict,
             credentials: None,
             has_better_stamp: false,
+            operation: None,
         }))
     }
 }
@@ -371,12 +433,14 @@ impl Judged {
                 answer: Some(answer),
                 credentials,
                 has_better_stamp: false,
+                operation: None,
             }),
             Sent::Lost(lost) => Some(Self {
                 verdict: lost.into(),
                 answer: None,
                 credentials,
                 has_better_stamp: false,
+                operation: None,
             }),
         }
     }
@@ -406,20 +470,6 @@ impl Judged {
 
 // === impl DetachOnDrop ===
 
-impl DetachOnDrop {
-    fn new(services: &Arc<CallServices>, sending: Sending) -> Self {
-        let operation = sending.operation.clone();
-        let has_begun = Arc::new(AtomicBool::new(false));
-        let run = run(services.clone(), sending, has_begun.clone());
-        Self {
-            run: Some(Box::pin(services.attempts.track_future(run))),
-            has_begun,
-            operation,
-            tracker: services.attempts.clone(),
-        }
-    }
-}
-
 impl Future for DetachOnDrop {
     type Output = Attempted;
 
@@ -438,18 +488,21 @@ impl Future for DetachOnDrop {
 
 impl Drop for DetachOnDrop {
     fn drop(&mut self) {
-        if !self.has_begun.load(Ordering::Relaxed) {
-            return;
+        if let Some(run) = self.run.take() {
+            self.detach(run);
         }
+    }
+}
+
+impl DetachOnDrop {
+    #[cold]
+    fn detach(&self, run: Pin<Box<dyn Future<Output = Attempted> + Send>>) {
         // Without a runtime the task of the connection has ended, too.
-        let (Some(run), Ok(runtime)) = (self.run.take(), Handle::try_current()) else {
+        let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let operation = self.operation.clone();
-        self.tracker.spawn_on(
-            async move { log_detached(&operation, &run.await) },
-            &runtime,
-        );
+        let attempts = &self.services.attempts;
+        attempts.spawn_on(async move { log_detached(&run.await) }, &runtime);
     }
 }
 
@@ -560,7 +613,7 @@ mod tests {
         };
         assert!(matches!(
             attempt(&services, sending).await,
-            Attempted::Unsent
+            Ok(Attempted::Unsent)
         ));
         services.journal.as_ref().unwrap().flushed().await;
         let text = std::fs::read_to_string(&path).unwrap();

@@ -863,7 +863,7 @@ impl Runner {
             }
             let attempt = sending.note.as_ref().map(|note| note.attempt().into());
             let attempted = call.attempt(sending).await;
-            if matches!(attempted, Attempted::Unrecorded) {
+            if matches!(attempted, Ok(Attempted::Unrecorded)) {
                 call.record.unsent();
                 self.lose_journal(&mut call)?;
                 continue;

@@ -95,7 +95,7 @@ async fn ask(
     let request_id = crate::acs::error_body::request_id();
     let mut record = Record::background(services.telemetry.clone(), &request_id);
     let call = ActiveCall::in_background(services, accepted, &mut record, None)?;
-    body(*send(call).await?)
+    body(*send(services, call).await?)
 }
 
 fn accept(
@@ -119,13 +119,14 @@ fn accept(
 }
 
 /// The steps of a call; see `call.rs`.
-async fn send(mut call: ActiveCall<'_>) -> Result<Box<Judged>, Refusal> {
+async fn send(services: &CallServices, mut call: ActiveCall<'_>) -> Result<Box<Judged>, Refusal> {
     loop {
         let permit = call.permit().await?;
         let Some(sending) = call.sign(permit)? else {
             continue;
         };
-        let attempted = call.attempt(sending).await;
+        // A drain waits for it; no caller's connection does.
+        let attempted = services.attempts.track_future(call.attempt(sending)).await;
         if let Some(judged) = call.judge(attempted).await {
             return Ok(judged);
         }
