@@ -27,8 +27,8 @@ use crate::idempotency::KeyState;
 use crate::idempotency::fingerprint::{RecordName, equal_name, fingerprint, record_name};
 use crate::idempotency::key::{self, CLIENT_TOKEN, IdempotencyKey};
 use crate::idempotency::record::{
-    Answer, Created, End, Ending, FlowDescription, Order, OrderKind, Progress, Resolution, Search,
-    UnknownOutcome, Waiter,
+    Answer, Created, End, Ending, FlowDescription, LostRecord, Order, OrderKind, Progress,
+    Resolution, Search, UnknownOutcome, Waiter,
 };
 use crate::idempotency::records::{CallEnd, Claim, Found, Loss, Marked};
 use crate::idempotency::shared::{LearnedBy, SharedState};
@@ -498,11 +498,11 @@ impl KeyedCall<'_> {
         }
     }
 
-    /// What the store says of a key whose outcome is unknown here.
+    /// What the store says of a key whose outcome is unknown here; `None` if that is not about this call.
     async fn seen_elsewhere(&self) -> Option<SharedState> {
         let OrderCall { name, order, .. } = self.order;
         let shared = self.services.shared_records.as_ref()?;
-        if order.kind != OrderKind::Keyed {
+        if order.kind != OrderKind::Keyed || !self.services.records.is_in_store(*name) {
             return None;
         }
         shared.read(*name, order).await.ok()
@@ -805,15 +805,15 @@ impl Runner {
             return Err(unshared());
         }
         self.shared = None;
-        self.lose_protection();
+        self.lose_protection(LostRecord::Store);
         Ok(())
     }
 
-    fn lose_protection(&mut self) {
+    fn lose_protection(&mut self, lost: LostRecord) {
         self.is_protected = false;
         match &self.owner {
-            Some(Owner::Claimed(claim)) => claim.lose_protection(),
-            Some(Owner::Marked(marked)) => marked.lose_protection(),
+            Some(Owner::Claimed(claim)) => claim.lose_protection(lost),
+            Some(Owner::Marked(marked)) => marked.lose_protection(lost),
             None => {}
         }
     }
@@ -832,7 +832,7 @@ impl Runner {
         if self.on_loss == OnKeyLoss::Refuse {
             return Err(unrecorded());
         }
-        self.lose_protection();
+        self.lose_protection(LostRecord::Journal);
         call.needs_no_journal();
         call.record.queued_again(Duration::ZERO);
         Ok(())

@@ -92,7 +92,8 @@ fn shared_end(resolution: &Resolution) -> Option<SharedEnd> {
     }
 }
 
-/// Tells the other replicas. If the store is down, a key that is free here stays unknown there.
+/// Tells the other replicas, unless the store does not know the call. If the store is down, a key that is
+/// free here stays unknown there.
 /// Returns the state of the record if it is not unknown in the store.
 async fn share(
     services: &CallServices,
@@ -102,7 +103,7 @@ async fn share(
     let shared = services.shared_records.as_ref()?;
     let end = shared_end(resolution)?;
     let outcome = services.records.unknown_outcome(name)?;
-    if outcome.order.kind != OrderKind::Keyed {
+    if outcome.order.kind != OrderKind::Keyed || !services.records.is_in_store(name) {
         return None;
     }
     let by = match resolution {
@@ -135,6 +136,7 @@ pub(crate) async fn check_word(
     };
     let order = &outcome.order;
     if order.kind == OrderKind::Keyed
+        && services.records.is_in_store(name)
         && matches!(
             shared.read(name, order).await,
             Err(_) | Ok(SharedState::Gated)

@@ -150,9 +150,19 @@ pub(super) struct Running {
     progress: watch::Sender<Progress>,
     /// False: it is known to this process only, although others should know it.
     is_protected: AtomicBool,
+    /// False: it was sent while the store could not record its key. What the store says of the key is
+    /// not about this call.
+    is_in_store: AtomicBool,
     waiters: AtomicUsize,
     /// Notified when the last waiter has left.
     abandoned: Notify,
+}
+
+/// What cannot record a call that is sent all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LostRecord {
+    Journal,
+    Store,
 }
 
 /// One caller that waits for a record.
@@ -248,6 +258,7 @@ impl Running {
             order,
             progress: watch::Sender::new(Progress::Claimed),
             is_protected: AtomicBool::new(true),
+            is_in_store: AtomicBool::new(true),
             waiters: AtomicUsize::new(0),
             abandoned: Notify::new(),
         })
@@ -269,8 +280,15 @@ impl Running {
         self.is_protected.load(Ordering::Relaxed)
     }
 
-    pub(super) fn lose_protection(&self) {
+    pub(super) fn is_in_store(&self) -> bool {
+        self.is_in_store.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn lose_protection(&self, lost: LostRecord) {
         self.is_protected.store(false, Ordering::Relaxed);
+        if lost == LostRecord::Store {
+            self.is_in_store.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Whether an attempt of the call may have left.

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, RecordName};
 use super::record::{
-    Answer, Created, End, Ending, Order, OrderKind, Progress, Resolution, Running, Search,
-    UnknownOutcome, Waiter,
+    Answer, Created, End, Ending, LostRecord, Order, OrderKind, Progress, Resolution, Running,
+    Search, UnknownOutcome, Waiter,
 };
 use super::shared::{KeyClaim, Owner, Published, SharedEnd};
 use crate::observe::journal::KeyedAttempt;
@@ -84,6 +84,8 @@ struct Done {
     /// Whether its answer is only for the first repetition: no caller has got it yet.
     is_for_one: bool,
     is_protected: bool,
+    /// False: what the store says of the key is not about this call.
+    is_in_store: bool,
 }
 
 /// What a call with a record finds.
@@ -235,6 +237,14 @@ impl Records {
             State::Running(running) | State::Unknown(running, _) => running.is_protected(),
             State::Done(done) => done.is_protected,
         })
+    }
+
+    /// Whether what the store says of the key is about this record. It is not if the call was sent
+    /// while the store could not record its key.
+    pub(crate) fn is_in_store(&self, name: RecordName) -> bool {
+        let table = self.table.lock();
+        let record = table.records.get(&name);
+        record.is_none_or(|record| record.state.is_in_store())
     }
 
     /// Whether a record has this FlowId. It reads all records.
@@ -423,6 +433,13 @@ impl Count {
 // === impl State ===
 
 impl State {
+    fn is_in_store(&self) -> bool {
+        match self {
+            Self::Running(running) | Self::Unknown(running, _) => running.is_in_store(),
+            Self::Done(done) => done.is_in_store,
+        }
+    }
+
     /// The state of an unknown outcome whose call has ended.
     fn unknown(order: Arc<Order>, outcome: Arc<UnknownOutcome>) -> Self {
         let running = Running::new(order);
@@ -453,6 +470,7 @@ impl Done {
             at,
             is_for_one,
             is_protected: running.is_protected(),
+            is_in_store: running.is_in_store(),
         })
     }
 }
@@ -485,8 +503,12 @@ impl Record {
         matches!(self.state, State::Running(_))
     }
 
-    /// What the store learns of the record if it is a key that has ended.
+    /// What the store learns of the record if it is a key that has ended. Another replica may have sent a
+    /// call of its own for a key that the store does not know.
     fn shareable(&self, name: RecordName, keep: Duration, now: Instant) -> Option<Published> {
+        if !self.state.is_in_store() {
+            return None;
+        }
         let mut flow_name = None;
         let (end, signed_until, lifetime) = match &self.state {
             State::Done(done) if !done.is_for_one => {
@@ -560,9 +582,9 @@ impl Claim {
     }
 
     /// The call is sent although its record is known here only.
-    pub(crate) fn lose_protection(&self) {
+    pub(crate) fn lose_protection(&self, lost: LostRecord) {
         if let Some(owned) = &self.0 {
-            owned.running.lose_protection();
+            owned.running.lose_protection(lost);
         }
     }
 
@@ -599,9 +621,9 @@ impl Drop for Claim {
 
 impl Marked {
     /// The call is sent although its record is known here only.
-    pub(crate) fn lose_protection(&self) {
+    pub(crate) fn lose_protection(&self, lost: LostRecord) {
         if let Some(owned) = &self.owned {
-            owned.running.lose_protection();
+            owned.running.lose_protection(lost);
         }
     }
 

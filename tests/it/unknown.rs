@@ -331,6 +331,44 @@ async fn a_word_is_refused_while_the_store_cannot_record_it() {
 }
 
 #[tokio::test]
+async fn the_store_does_not_resolve_a_call_that_it_does_not_know() {
+    let sim = endpoint("always,close-after").await;
+    let redis = Redis::start().await;
+    let more = format!(
+        "[exactly_once]\non_loss = \"send\"\n[quota]\nstore = \"{}\"\n",
+        redis.url()
+    );
+    let [a, b] = [start_with(&sim, &more).await, start_with(&sim, &more).await];
+    lose([&a, &b], "warm").await;
+    let degraded = "flowgate_keys_degraded";
+    redis.freeze().await;
+    Metrics::until(a.admin, degraded, |seen| seen == 1.0).await;
+    let names = ["created", "unmade"];
+    for name in names {
+        is(&send(a.proxy, name).await, 409, "");
+    }
+    redis.thaw().await;
+    for replica in [&a, &b] {
+        Metrics::until(replica.admin, degraded, |seen| seen == 0.0).await;
+    }
+    let arrived = sim.report().arrived;
+    for name in names {
+        is(&send(a.proxy, name).await, 409, "");
+    }
+    assert_eq!(sim.report().arrived, arrived);
+    let word = created(&request_id(a.admin, "created").await, "7");
+    assert_eq!(settle(a.admin, &word).await.status, 200);
+    let word = not_created(&request_id(a.admin, "unmade").await);
+    assert_eq!(settle(a.admin, &word).await.status, 200);
+    sim.set_faults(Vec::new());
+    let told = send(a.proxy, "created").await;
+    is(&told, 200, "");
+    assert_eq!(told.json()["Data"]["FlowId"], "7");
+    is(&send(a.proxy, "unmade").await, 200, "first");
+    is(&send(b.proxy, "unmade").await, 200, "replayed");
+}
+
+#[tokio::test]
 async fn a_word_is_refused_while_the_journal_cannot_record_it() {
     let sim = endpoint("next=1,close-after").await;
     let folder = tempfile::tempdir().unwrap();

@@ -201,7 +201,8 @@ impl AccountLooks {
         let Batch { kind, sought } = batch;
         let mut leased = Vec::new();
         for sought in sought {
-            match lease(shared, &sought).await {
+            let is_in_store = services.records.is_in_store(sought.name);
+            match lease(shared, &sought, is_in_store).await {
                 Lease::Mine => leased.push(sought),
                 Lease::Resolved(created) => {
                     let resolution = Resolution::Created(created);
@@ -371,10 +372,11 @@ enum Lease {
     Resolved(Created),
 }
 
-/// Asks the store who looks for the flow of a key. While the store is down, each replica looks.
-async fn lease(shared: &SharedRecords, sought: &Sought) -> Lease {
+/// Asks the store who looks for the flow of a key. While the store is down, each replica looks, and
+/// later for the flows of the calls that it has sent meanwhile.
+async fn lease(shared: &SharedRecords, sought: &Sought, is_in_store: bool) -> Lease {
     let Sought { name, outcome } = sought;
-    if outcome.order.kind != OrderKind::Keyed {
+    if outcome.order.kind != OrderKind::Keyed || !is_in_store {
         return Lease::Mine;
     }
     match shared.read(*name, &outcome.order).await {

@@ -238,6 +238,7 @@ impl FoundAttempt {
             End::Done(_) if order.kind != OrderKind::Keyed => return,
             End::Done(created) => State::Done(Done {
                 is_protected: true,
+                is_in_store: true,
                 fingerprint: order.fingerprint,
                 created,
                 at,

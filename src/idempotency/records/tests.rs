@@ -463,6 +463,34 @@ async fn the_answer_of_an_equal_call_is_kept_for_one_repetition_if_no_caller_got
 }
 
 #[tokio::test]
+async fn the_store_never_learns_of_a_call_that_was_sent_while_it_was_lost() {
+    let records = records(10);
+    let mut waiters = Vec::new();
+    for (key, lost) in [
+        ("done", LostRecord::Store),
+        ("unknown", LostRecord::Store),
+        ("not-in-journal", LostRecord::Journal),
+    ] {
+        let (claim, waiter) = claim(&records, key);
+        waiters.push(waiter);
+        claim.lose_protection(lost);
+        match key {
+            "unknown" => lose(mark(claim), false),
+            _ => done(mark(claim), "77"),
+        }
+        assert!(!records.is_protected(name(key)), "{key}");
+        assert_eq!(records.is_in_store(name(key)), lost == LostRecord::Journal);
+    }
+    let shareable = records.shareable(Instant::now());
+    let names: Vec<_> = shareable.iter().map(|record| record.claim.name).collect();
+    assert_eq!(names, [name("not-in-journal")]);
+    // Nor when it is resolved.
+    let resolution = Resolution::SettledCreated(created("78"));
+    records.resolve(name("unknown"), resolution, Instant::now());
+    assert!(!records.is_in_store(name("unknown")));
+}
+
+#[tokio::test]
 async fn a_call_that_cannot_be_repeated_leaves_only_an_unknown_outcome() {
     let records = records(1);
     for key in ["a", "b"] {
