@@ -335,6 +335,14 @@ impl<'a> ActiveCall<'a> {
         }
     }
 
+    /// The store cannot record the key of the call: its attempts from now on say so in the journal.
+    fn is_not_in_store(&mut self) {
+        let background = self.background.as_deref_mut();
+        if let Some(order) = background.and_then(|background| background.journal_key.as_mut()) {
+            order.is_in_store = false;
+        }
+    }
+
     /// Sends one attempt. Not an `async fn`: its future would hold these arguments until it ends.
     fn attempt(
         &self,

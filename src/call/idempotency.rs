@@ -82,8 +82,10 @@ struct Runner {
     shared: Option<SharedKey>,
     /// Whether the call may be sent although the store cannot record its key.
     on_loss: OnKeyLoss,
-    /// False after that.
+    /// False after that, or after it was sent although the journal could not.
     is_protected: bool,
+    /// False: the store could not record its key.
+    is_in_store: bool,
     /// Whether Flowgate looks for the flow if its outcome is unknown.
     is_sought: bool,
     /// Whether a repetition of the call finds its record.
@@ -427,6 +429,7 @@ impl OrderCall {
             fingerprint: self.order.fingerprint.hex(),
             kind: self.order.kind,
             is_required: self.order.kind == OrderKind::Keyed,
+            is_in_store: true,
             flow_name: flow.name.to_string(),
             space: flow.space.to_string(),
             categories: flow.categories.clone(),
@@ -742,6 +745,7 @@ impl Runner {
                 .map(|shared| SharedKey::new(shared, order.name, &order.order, hold, is_sought)),
             on_loss: services.current_config.load().config.exactly_once.on_loss,
             is_protected: true,
+            is_in_store: true,
             is_sought,
             is_repeatable: order.is_repeatable(),
             stamped_until: Instant::now() + hold,
@@ -805,6 +809,7 @@ impl Runner {
             return Err(unshared());
         }
         self.shared = None;
+        self.is_in_store = false;
         self.lose_protection(LostRecord::Store);
         Ok(())
     }
@@ -850,6 +855,9 @@ impl Runner {
                 () = self.abandoned() => return Ok(None),
                 permit = call.permit() => permit?,
             };
+            if !self.is_in_store {
+                call.is_not_in_store();
+            }
             let Some(sending) = call.sign(permit)? else {
                 continue;
             };
@@ -886,7 +894,8 @@ impl Runner {
         }
     }
 
-    /// An attempt that is signed may leave from now on. False: another replica may have the key.
+    /// An attempt that is signed may leave from now on. False: it may not, because another replica may
+    /// have the key, or because the store has just been lost.
     async fn mark(&mut self, call: &mut ActiveCall<'_>) -> Result<bool, Refusal> {
         self.stamped_until = call.limited_call.send_by();
         if let Some(shared) = &self.shared {
@@ -896,9 +905,12 @@ impl Runner {
                     call.record.unsent();
                     return Ok(false);
                 }
-                Err(_logged) => self
-                    .lose_store()
-                    .inspect_err(|_refused| call.record.unsent())?,
+                // What is signed has no line yet that says so.
+                Err(_logged) => {
+                    call.record.unsent();
+                    self.lose_store()?;
+                    return Ok(false);
+                }
             }
         }
         let stamped_until = self.stamped_until;

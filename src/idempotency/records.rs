@@ -441,8 +441,11 @@ impl State {
     }
 
     /// The state of an unknown outcome whose call has ended.
-    fn unknown(order: Arc<Order>, outcome: Arc<UnknownOutcome>) -> Self {
+    fn unknown(order: Arc<Order>, outcome: Arc<UnknownOutcome>, is_in_store: bool) -> Self {
         let running = Running::new(order);
+        if !is_in_store {
+            running.lose_protection(LostRecord::Store);
+        }
         running.set(Progress::after(Ending {
             end: End::Unknown(outcome.clone()),
             answer: None,

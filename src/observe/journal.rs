@@ -65,6 +65,8 @@ pub(crate) struct JournalOrder {
     pub(crate) kind: OrderKind,
     /// Whether an attempt may leave only if the journal has it.
     pub(crate) is_required: bool,
+    /// False: it is sent although the store that replicas share could not record its key.
+    pub(crate) is_in_store: bool,
     /// The name of the flow.
     pub(crate) flow_name: String,
     /// The CustSpaceId of the flow; empty if there is none.
@@ -194,6 +196,7 @@ impl Journal {
                         .collect()
                 })
                 .unwrap_or_default(),
+            unprotected: key.is_some_and(|key| !key.is_in_store),
         })
         .to_bytes();
         Note {

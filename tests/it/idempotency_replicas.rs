@@ -233,3 +233,36 @@ async fn without_the_store_new_keys_are_refused_or_sent_without_protection() {
     until_replayed(&sends, "done").await;
     assert_eq!(created_twice(&sim), []);
 }
+
+#[tokio::test]
+async fn what_was_sent_without_the_store_stays_unprotected_over_a_restart() {
+    let sim = endpoint(&[]).await;
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let more = format!(
+        "[journal]\npath = \"{}\"\n[exactly_once]\non_loss = \"send\"\n",
+        path.display()
+    );
+    let first = replica(&sim, &redis, &more).await;
+    until_served(&first, "warm", "first").await;
+    redis.freeze().await;
+    let degraded = "flowgate_keys_degraded";
+    Metrics::until(first.admin, degraded, |seen| seen == 1.0).await;
+    let sent = send(&first, "sent").await;
+    assert_eq!((sent.status, state(&sent)), (200, ""), "{sent:?}");
+    redis.thaw().await;
+    first.terminate().await;
+    let lines = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(lines.matches("\"unprotected\":true").count(), 1, "{lines}");
+
+    let later = replica(&sim, &redis, &more).await;
+    Metrics::until(later.admin, degraded, |seen| seen == 0.0).await;
+    let again = until_served(&later, "sent", "").await;
+    assert_eq!(flow_id(&again), flow_id(&sent));
+    until_replayed(&later, "warm").await;
+    // The store does not have it, so another replica cannot answer with it.
+    let other = replica(&sim, &redis, "").await;
+    let own = until_served(&other, "sent", "first").await;
+    assert_ne!(flow_id(&own), flow_id(&sent));
+}

@@ -29,6 +29,8 @@ struct FoundAttempt {
     order: Arc<Order>,
     /// When it was sent.
     at: Instant,
+    /// False: the store could not record its key.
+    is_in_store: bool,
     end: End,
 }
 
@@ -216,6 +218,7 @@ impl FoundAttempt {
             attempt: attempt_name,
             order,
             at,
+            is_in_store: attempt.key.is_in_store,
             end,
         })
     }
@@ -226,6 +229,7 @@ impl FoundAttempt {
             name,
             order,
             at,
+            is_in_store,
             end,
             ..
         } = self;
@@ -237,14 +241,14 @@ impl FoundAttempt {
             // Whether a caller has got the answer is not in the journal.
             End::Done(_) if order.kind != OrderKind::Keyed => return,
             End::Done(created) => State::Done(Done {
-                is_protected: true,
-                is_in_store: true,
+                is_protected: is_in_store,
+                is_in_store,
                 fingerprint: order.fingerprint,
                 created,
                 at,
                 is_for_one: false,
             }),
-            End::Unknown(outcome) => State::unknown(order.clone(), outcome),
+            End::Unknown(outcome) => State::unknown(order.clone(), outcome, is_in_store),
         };
         table.insert(name, &order, state);
     }

@@ -232,6 +232,7 @@ fn attempt(
             fingerprint: print("Welcome").hex(),
             kind: OrderKind::Keyed,
             is_required: true,
+            is_in_store: true,
             flow_name: "Welcome".to_owned(),
             space: "cams-1".to_owned(),
             categories: vec!["SIGN_UP".to_owned()],
@@ -286,6 +287,38 @@ async fn a_journal_restores_what_its_last_attempt_of_each_key_has_done() {
     assert_eq!(forget_old(&records), (1, 0));
     for key in ["throttled", "unsent", "refused", "old"] {
         assert!(is_free(&records, key), "{key}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_did_not_know_stays_unprotected_over_a_restart() {
+    let clock = SystemTime::now();
+    let unprotected = |key, end| {
+        let mut attempt = attempt(key, clock, 60, end);
+        attempt.key.is_in_store = false;
+        attempt
+    };
+    let attempts = || {
+        vec![
+            unprotected("done", Some((Outcome::Ok, Some("77")))),
+            unprotected("open", None),
+            attempt("late", clock, 61, Some((Outcome::Throttled, None))),
+            unprotected("late", Some((Outcome::Ok, Some("78")))),
+        ]
+    };
+    let restored = records(100);
+    restored.restore(attempts(), Instant::now(), clock, |_| false);
+    let taken_over = records(100);
+    assert_eq!(take_over(&taken_over, attempts()), (3, 1));
+    for records in [restored, taken_over] {
+        for key in ["done", "open", "late"] {
+            assert!(!records.is_protected(name(key)), "{key}");
+            assert!(!records.is_in_store(name(key)), "{key}");
+        }
+        assert_eq!(records.shareable(Instant::now()).len(), 0);
+        let resolution = Resolution::Created(created("79"));
+        records.resolve(name("open"), resolution, Instant::now());
+        assert!(!records.is_protected(name("open")));
     }
 }
 

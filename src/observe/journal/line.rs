@@ -50,6 +50,9 @@ pub(crate) struct SentLine<'a> {
     /// The categories of its flow.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub(crate) categories: Vec<Cow<'a, str>>,
+    /// Whether it was sent although the store that replicas share could not record its key.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub(crate) unprotected: bool,
 }
 
 /// How repetitions of an order are recognised.

@@ -286,6 +286,7 @@ impl KeyedAttempt {
                 fingerprint: sent.print?.into_owned(),
                 kind: sent.kind,
                 is_required: false,
+                is_in_store: !sent.unprotected,
                 flow_name: sent.flow_name.map(Cow::into_owned).unwrap_or_default(),
                 space: sent.space.map(Cow::into_owned).unwrap_or_default(),
                 categories: sent.categories.into_iter().map(Cow::into_owned).collect(),

@@ -34,6 +34,7 @@ fn sent(name: &str, kind: OrderKind, has_key: bool, at: SystemTime) -> String {
         kind,
         space: None,
         categories: Vec::new(),
+        unprotected: false,
     });
     String::from_utf8(line.to_bytes()).unwrap()
 }
