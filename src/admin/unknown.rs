@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime};
 use hyper::{Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{JSON, Page, commands};
 use crate::acs::time;
 use crate::call::services::CallServices;
-use crate::call::unknown::{self, WordRefused};
-use crate::idempotency::record::{Created, Resolution, Search, UnknownOutcome};
+use crate::call::unknown::{self, Recorded, WordRefused};
+use crate::idempotency::record::{Search, UnknownOutcome};
 use crate::idempotency::records::Count;
 use crate::observe::metrics::{KeySample, OutcomeSample};
 use crate::operation::UNKNOWN_ACCOUNT;
@@ -75,9 +75,6 @@ const MAX_NAME: usize = 1024;
 const MAX_CATEGORIES: usize = 20;
 /// Maximum length of a FlowId in bytes.
 const MAX_FLOW_ID: usize = 64;
-
-/// How long the answer waits until the journal has the operator's word.
-const RECORD_WITHIN: Duration = Duration::from_secs(2);
 
 /// The unknown outcomes, the oldest first, at most `max`.
 pub(super) fn views(services: &CallServices, max: usize) -> Vec<UnknownView> {
@@ -177,40 +174,38 @@ async fn try_settle(
     let body = commands::receive(services, &config_snapshot.config.listen, request).await?;
     let settled = SettleBody::parse(&body)
         .map_err(|why| Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")))?;
-    let gone = || {
-        let why = "No unknown outcome has this request_id: see /unknown. It may have ended.\n";
-        Page::refused(StatusCode::NOT_FOUND, why)
-    };
     let mut unknown = services.records.unknown().into_iter();
     let (name, outcome) = unknown
         .find(|(_, outcome)| *outcome.order.request_id == *settled.request_id)
-        .ok_or_else(gone)?;
-    unknown::check_word(services, name, &outcome, settled.flow_id.as_deref())
+        .ok_or_else(|| refused(WordRefused::Ended))?;
+    let recorded = unknown::settle(services, name, &outcome, settled.flow_id.as_deref())
         .await
-        .map_err(|why| {
-            let status = match why {
-                WordRefused::OtherFlow => StatusCode::CONFLICT,
-                WordRefused::NoJournal | WordRefused::NoStore => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            Page::refused(status, format!("{why}\n"))
-        })?;
-    let resolution = match &settled.flow_id {
-        Some(flow_id) => Resolution::SettledCreated(Created {
-            flow_id: flow_id.as_str().into(),
-            request_id: outcome.known_request_id(),
-        }),
-        None => Resolution::SettledNotCreated,
-    };
-    let outcome = unknown::resolve(services, name, resolution)
-        .await
-        .ok_or_else(gone)?;
+        .map_err(refused)?;
     services.metrics.operator_action(SETTLE);
     settled.log(&outcome, from);
-    if let Some(journal) = &services.journal {
-        // Without a line the outcome is unknown again after a restart.
-        drop(timeout(RECORD_WITHIN, journal.flushed()).await);
-    }
-    Ok(Page::ok(JSON, settled.answer(&outcome)))
+    let answer = Page::ok(JSON, settled.answer(&outcome, recorded));
+    let status = if pending(recorded).is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    Ok(Page { status, ..answer })
+}
+
+fn refused(why: WordRefused) -> Page {
+    let status = match why {
+        WordRefused::Ended => StatusCode::NOT_FOUND,
+        WordRefused::OtherFlow => StatusCode::CONFLICT,
+        WordRefused::NoJournal | WordRefused::NoStore => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Page::refused(status, format!("{why}\n"))
+}
+
+/// What has not recorded a word yet.
+fn pending(recorded: Recorded) -> Vec<&'static str> {
+    let journal = (!recorded.in_journal).then_some("journal");
+    let store = (!recorded.in_store).then_some("store");
+    journal.into_iter().chain(store).collect()
 }
 
 /// Whether CAMS may have given a flow this id.
@@ -284,9 +279,9 @@ impl SettleBody {
         );
     }
 
-    fn answer(&self, outcome: &UnknownOutcome) -> String {
+    fn answer(&self, outcome: &UnknownOutcome, recorded: Recorded) -> String {
         let age = SystemTime::now().duration_since(outcome.at);
-        json!({
+        let mut answer = json!({
             "order": SETTLE,
             "account": outcome.order.account.as_str(),
             "request_id": self.request_id,
@@ -294,8 +289,12 @@ impl SettleBody {
             "flow_id": self.flow_id,
             "flow_name": capped_at(&outcome.order.flow.name, MAX_NAME),
             "after_seconds": age.unwrap_or_default().as_secs(),
-        })
-        .to_string()
+        });
+        let pending = pending(recorded);
+        if !pending.is_empty() {
+            answer["pending"] = json!(pending);
+        }
+        answer.to_string()
     }
 }
 

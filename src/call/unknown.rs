@@ -2,18 +2,21 @@
 //! old. Each end is in the records, in the journal and in the log.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::services::CallServices;
 use crate::idempotency::fingerprint::RecordName;
-use crate::idempotency::record::{OrderKind, Resolution, UnknownOutcome};
-use crate::idempotency::shared::{LearnedBy, SharedEnd, SharedState, Taken};
-use crate::observe::journal::{Resolved, ResolvedAs};
+use crate::idempotency::record::{Created, OrderKind, Resolution, UnknownOutcome};
+use crate::idempotency::shared::{LearnedBy, Owner, SharedEnd, SharedRecords, SharedState, Taken};
+use crate::observe::journal::{Resolved, ResolvedAs, Written};
 
 /// Why an operator's word is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WordRefused {
+    #[error("No unknown outcome has this request_id: see /unknown. It may have ended.")]
+    Ended,
     #[error("Another call has created the flow of this flow_id: a flow belongs to one order.")]
     OtherFlow,
     #[error(
@@ -28,8 +31,20 @@ pub(crate) enum WordRefused {
     NoStore,
 }
 
-/// Ends an unknown outcome in the store, then here, and answers the callers that wait for it. Returns
-/// the outcome that was unknown; `None` if it is not unknown any more.
+/// Where an operator's word is recorded. It holds in this process in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    /// False: the journal's disk has not answered yet, and a restart may forget the word.
+    pub(crate) in_journal: bool,
+    /// False: the store has not answered, and the first word that it gets will hold there.
+    pub(crate) in_store: bool,
+}
+
+/// How long an operator's word waits for the journal's disk.
+const RECORD_WITHIN: Duration = Duration::from_secs(2);
+
+/// Ends an unknown outcome by what looks have found, in the store, then here, and answers the callers that
+/// wait for it. Returns the outcome that was unknown; `None` if it is not unknown any more.
 pub(crate) async fn resolve(
     services: &CallServices,
     name: RecordName,
@@ -60,106 +75,205 @@ pub(crate) fn resolve_here(
     name: RecordName,
     resolution: Resolution,
 ) -> Option<Arc<UnknownOutcome>> {
-    let (result, flow_id, found) = match &resolution {
-        Resolution::Created(created) => (ResolvedAs::Created, Some(created.flow_id.clone()), None),
-        Resolution::Absent => (ResolvedAs::Absent, None, None),
-        Resolution::Ambiguous(found) => (ResolvedAs::Ambiguous, None, Some(found.clone())),
-        Resolution::SettledCreated(created) => {
-            (ResolvedAs::Settled, Some(created.flow_id.clone()), None)
-        }
-        Resolution::SettledNotCreated => (ResolvedAs::Settled, None, None),
-    };
-    let outcome = services.records.resolve(name, resolution, Instant::now())?;
-    record(
-        services,
-        &outcome,
-        result,
-        flow_id.as_deref(),
-        found.as_deref(),
-    );
+    let outcome = services
+        .records
+        .resolve(name, resolution.clone(), Instant::now())?;
+    count(services, &outcome, result_of(&resolution));
+    record(services, &outcome, &resolution);
     Some(outcome)
 }
 
-/// What the other replicas learn of a resolution. `None`: the outcome stays unknown.
-fn shared_end(resolution: &Resolution) -> Option<SharedEnd> {
-    match resolution {
-        Resolution::Created(created) | Resolution::SettledCreated(created) => {
-            Some(SharedEnd::Done(created.clone()))
-        }
-        Resolution::Absent => Some(SharedEnd::Absent),
-        Resolution::SettledNotCreated => Some(SharedEnd::NotCreated),
-        Resolution::Ambiguous(_) => None,
-    }
-}
-
-/// Tells the other replicas, unless the store does not know the call. If the store is down, a key that is
-/// free here stays unknown there.
-/// Returns the state of the record if it is not unknown in the store.
+/// Tells the other replicas what looks have found, unless the store does not know the call. If the store
+/// is down, a key that is free here stays unknown there. Returns the state of the record if it is not
+/// unknown in the store.
 async fn share(
     services: &CallServices,
     name: RecordName,
     resolution: &Resolution,
 ) -> Option<SharedState> {
-    let shared = services.shared_records.as_ref()?;
-    let end = shared_end(resolution)?;
     let outcome = services.records.unknown_outcome(name)?;
-    if outcome.order.kind != OrderKind::Keyed || !services.records.is_in_store(name) {
-        return None;
-    }
-    let by = match resolution {
-        Resolution::SettledCreated(_) | Resolution::SettledNotCreated => LearnedBy::Word,
-        _ => LearnedBy::Look,
+    let shared = store_of(services, name, &outcome)?;
+    let end = match resolution {
+        Resolution::Created(created) | Resolution::SettledCreated(created) => {
+            SharedEnd::Done(created.clone())
+        }
+        Resolution::Absent => SharedEnd::Absent,
+        Resolution::SettledNotCreated => SharedEnd::NotCreated,
+        // It stays unknown.
+        Resolution::Ambiguous(_) => return None,
     };
-    let shared = shared.resolve(name, &outcome.order, end, by);
+    let shared = shared.resolve(name, &outcome.order, end);
     shared.await.ok().flatten()
 }
 
-/// Checks that an operator's word would hold: here, after a restart, and at all replicas. `flow_id`: of
-/// the flow that was created, if the word is that.
+/// The store, if it knows the call.
+fn store_of<'a>(
+    services: &'a CallServices,
+    name: RecordName,
+    outcome: &UnknownOutcome,
+) -> Option<&'a Arc<SharedRecords>> {
+    let shared = services.shared_records.as_ref()?;
+    let is_known = outcome.order.kind == OrderKind::Keyed && services.records.is_in_store(name);
+    is_known.then_some(shared)
+}
+
+/// Ends an unknown outcome by an operator's word: first in the journal, then in the store, where the first
+/// word holds, then here. `flow_id`: of the flow that was created, if the word is that.
 ///
 /// # Errors
-/// It would not, and nothing was changed.
-pub(crate) async fn check_word(
+/// The word does not hold.
+pub(crate) async fn settle(
     services: &CallServices,
     name: RecordName,
     outcome: &UnknownOutcome,
     flow_id: Option<&str>,
-) -> Result<(), WordRefused> {
+) -> Result<Recorded, WordRefused> {
+    let word = match flow_id {
+        Some(flow_id) => Resolution::SettledCreated(Created {
+            flow_id: flow_id.into(),
+            request_id: outcome.known_request_id(),
+        }),
+        None => Resolution::SettledNotCreated,
+    };
+    let seen = may_be_said(services, name, outcome, &word).await?;
+    let in_journal = match (&services.journal, &outcome.attempt) {
+        (Some(journal), Some(attempt)) => {
+            let written = journal.record_resolved(line_of(attempt, &word), RECORD_WITHIN);
+            match written.await {
+                Written::Yes => true,
+                Written::NotYet => false,
+                Written::Lost => return Err(WordRefused::NoJournal),
+            }
+        }
+        _ => true,
+    };
+    let said = match seen {
+        Some(SharedState::Unknown(record)) => {
+            let said = say(services, name, outcome, &word, record.owner).await;
+            said.inspect_err(|_refused| restate(services, name, outcome))?
+        }
+        // It has ended there, as the word says.
+        ended => ended,
+    };
+    let in_store = !matches!(said, Some(SharedState::Unknown(_) | SharedState::Gated));
+    let end = match said {
+        Some(SharedState::Done(created)) => Resolution::Created(created),
+        _ => word.clone(),
+    };
+    if let Some(outcome) = services.records.resolve(name, end, Instant::now()) {
+        count(services, &outcome, result_of(&word));
+        return Ok(Recorded {
+            in_journal,
+            in_store,
+        });
+    }
+    restate(services, name, outcome);
+    Err(WordRefused::Ended)
+}
+
+/// The journal has a word that does not hold, because the outcome had another end while the word was
+/// written. The last line of an attempt counts.
+fn restate(services: &CallServices, name: RecordName, outcome: &UnknownOutcome) {
+    let end = match services.records.created(name) {
+        Some(created) => Resolution::Created((*created).clone()),
+        None => Resolution::Absent,
+    };
+    record(services, outcome, &end);
+}
+
+/// Says a word to the store, whose record is unknown and of this owner. Returns the state there afterwards, if
+/// the store has it already or gives no answer.
+async fn say(
+    services: &CallServices,
+    name: RecordName,
+    outcome: &UnknownOutcome,
+    word: &Resolution,
+    owner: Owner,
+) -> Result<Option<SharedState>, WordRefused> {
+    let Some(shared) = store_of(services, name, outcome) else {
+        return Ok(None);
+    };
+    let end = match word {
+        Resolution::SettledCreated(created) => SharedEnd::SettledCreated(created.clone()),
+        _ => SharedEnd::NotCreated,
+    };
+    let said = shared.resolve_of(name, &outcome.order, owner, end).await;
+    let state = said.unwrap_or(Some(SharedState::Gated));
+    if let Some(state) = &state {
+        agrees(services, name, word, state)?;
+    }
+    Ok(state)
+}
+
+/// Checks that an operator's word would hold at all replicas. Returns what the store says of the call, if
+/// it knows it.
+async fn may_be_said(
+    services: &CallServices,
+    name: RecordName,
+    outcome: &UnknownOutcome,
+    word: &Resolution,
+) -> Result<Option<SharedState>, WordRefused> {
+    let flow_id = word.flow_id();
     if flow_id.is_some_and(|id| services.records.has_flow(id)) {
         return Err(WordRefused::OtherFlow);
     }
-    if services.journal.as_ref().is_some_and(|it| !it.is_up()) {
-        return Err(WordRefused::NoJournal);
-    }
-    let Some(shared) = &services.shared_records else {
-        return Ok(());
-    };
     let order = &outcome.order;
-    if order.kind == OrderKind::Keyed
-        && services.records.is_in_store(name)
-        && matches!(
-            shared.read(name, order).await,
-            Err(_) | Ok(SharedState::Gated)
-        )
-    {
-        return Err(WordRefused::NoStore);
-    }
-    let Some(flow_id) = flow_id else {
-        return Ok(());
+    let seen = match store_of(services, name, outcome) {
+        Some(shared) => match shared.read(name, order).await {
+            Err(_) | Ok(SharedState::Gated) => return Err(WordRefused::NoStore),
+            Ok(state) => Some(state),
+        },
+        None => None,
     };
-    match shared
-        .take_flow(name, order, flow_id, LearnedBy::Word)
-        .await
-    {
-        Ok(Taken::Owned) => Err(WordRefused::OtherFlow),
-        Err(_) | Ok(Taken::Gated) => Err(WordRefused::NoStore),
-        Ok(Taken::Mine | Taken::OtherOpen | Taken::OtherUnknown) => Ok(()),
+    if let (Some(shared), Some(flow_id)) = (&services.shared_records, flow_id) {
+        let taken = shared.take_flow(name, order, flow_id, LearnedBy::Word);
+        match taken.await {
+            Ok(Taken::Owned) => return Err(WordRefused::OtherFlow),
+            Err(_) | Ok(Taken::Gated) => return Err(WordRefused::NoStore),
+            Ok(Taken::Mine | Taken::OtherOpen | Taken::OtherUnknown) => {}
+        }
     }
+    if let Some(state) = &seen {
+        agrees(services, name, word, state)?;
+    }
+    Ok(seen)
+}
+
+/// Checks that a word agrees with what the store says. If it does not, what another replica has recorded
+/// first holds here, too.
+fn agrees(
+    services: &CallServices,
+    name: RecordName,
+    word: &Resolution,
+    state: &SharedState,
+) -> Result<(), WordRefused> {
+    let end = match state {
+        SharedState::Done(created) if word.flow_id() != Some(&*created.flow_id) => {
+            Resolution::Created(created.clone())
+        }
+        // Nothing was created. The key's next call may be under way there.
+        SharedState::Absent | SharedState::Claimed | SharedState::Open
+            if word.flow_id().is_some() =>
+        {
+            Resolution::Absent
+        }
+        _ => return Ok(()),
+    };
+    resolve_here(services, name, end);
+    Err(WordRefused::Ended)
 }
 
 /// Reports that an unknown outcome is not remembered any longer.
 pub(crate) fn forgotten(services: &CallServices, outcome: &UnknownOutcome) {
-    record(services, outcome, ResolvedAs::Forgotten, None, None);
+    count(services, outcome, ResolvedAs::Forgotten);
+    if let (Some(journal), Some(attempt)) = (&services.journal, &outcome.attempt) {
+        journal.resolved(Resolved {
+            attempt,
+            result: ResolvedAs::Forgotten,
+            flow_id: None,
+            found: None,
+        });
+    }
     tracing::warn!(
         account = outcome.order.account.as_str(),
         request_id = &*outcome.order.request_id,
@@ -167,22 +281,38 @@ pub(crate) fn forgotten(services: &CallServices, outcome: &UnknownOutcome) {
     );
 }
 
-fn record(
-    services: &CallServices,
-    outcome: &UnknownOutcome,
-    result: ResolvedAs,
-    flow_id: Option<&str>,
-    found: Option<&str>,
-) {
+fn count(services: &CallServices, outcome: &UnknownOutcome, result: ResolvedAs) {
     let account = outcome.order.account.as_str();
     let after = outcome.ended.elapsed();
     services.metrics.resolved(account, result.label(), after);
+}
+
+/// Queues the journal's line.
+fn record(services: &CallServices, outcome: &UnknownOutcome, resolution: &Resolution) {
     if let (Some(journal), Some(attempt)) = (&services.journal, &outcome.attempt) {
-        journal.resolved(Resolved {
-            attempt,
-            result,
-            flow_id,
-            found,
-        });
+        journal.resolved(line_of(attempt, resolution));
+    }
+}
+
+/// What the journal's line says.
+fn line_of<'a>(attempt: &'a str, resolution: &'a Resolution) -> Resolved<'a> {
+    let found = match resolution {
+        Resolution::Ambiguous(found) => Some(&**found),
+        _ => None,
+    };
+    Resolved {
+        attempt,
+        result: result_of(resolution),
+        flow_id: resolution.flow_id(),
+        found,
+    }
+}
+
+fn result_of(resolution: &Resolution) -> ResolvedAs {
+    match resolution {
+        Resolution::Created(_) => ResolvedAs::Created,
+        Resolution::Absent => ResolvedAs::Absent,
+        Resolution::Ambiguous(_) => ResolvedAs::Ambiguous,
+        Resolution::SettledCreated(_) | Resolution::SettledNotCreated => ResolvedAs::Settled,
     }
 }

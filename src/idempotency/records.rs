@@ -247,6 +247,15 @@ impl Records {
         record.is_none_or(|record| record.state.is_in_store())
     }
 
+    /// The flow of a record that has ended.
+    pub(crate) fn created(&self, name: RecordName) -> Option<Arc<Created>> {
+        let table = self.table.lock();
+        match &table.records.get(&name)?.state {
+            State::Done(done) => Some(done.created.clone()),
+            State::Running(_) | State::Unknown(..) => None,
+        }
+    }
+
     /// Whether a record has this FlowId. It reads all records.
     pub(crate) fn has_flow(&self, flow_id: &str) -> bool {
         let table = self.table.lock();

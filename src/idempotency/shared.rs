@@ -55,6 +55,7 @@ struct Scripts {
     claim: Script,
     mark: Script,
     settle: Script,
+    settle_unknown: Script,
     take_flow: Script,
     publish: Script,
     beat: Script,
@@ -185,7 +186,7 @@ impl SharedRecords {
         self.open.lock().remove(&claim.name);
     }
 
-    /// Records how an unknown outcome was resolved. Returns the state of the record if it is not
+    /// Records how looks have resolved an unknown outcome. Returns the state of the record if it is not
     /// unknown in the store.
     ///
     /// # Errors
@@ -195,23 +196,37 @@ impl SharedRecords {
         name: RecordName,
         order: &Order,
         end: SharedEnd,
-        by: LearnedBy,
     ) -> Result<Option<SharedState>, Unavailable> {
         let owner = match self.read(name, order).await? {
             SharedState::Unknown(record) => record.owner,
             // CAMS shows the flow, whatever was recorded before.
-            SharedState::Absent if by == LearnedBy::Look && matches!(end, SharedEnd::Done(_)) => {
-                Owner::none()
-            }
+            SharedState::Absent if matches!(end, SharedEnd::Done(_)) => Owner::none(),
             other => return Ok(Some(other)),
         };
+        self.resolve_of(name, order, owner, end).await
+    }
+
+    /// Records how the unknown outcome of this owner was resolved. Returns the state of the record if
+    /// that does not hold: another end was recorded before.
+    ///
+    /// # Errors
+    /// The store gives no answer. It is recorded later, if it holds then.
+    pub(crate) async fn resolve_of(
+        &self,
+        name: RecordName,
+        order: &Order,
+        owner: Owner,
+        end: SharedEnd,
+    ) -> Result<Option<SharedState>, Unavailable> {
         let settlement = Settlement {
             claim: KeyClaim::of(name, order, owner),
             end,
             signed_until: Instant::now(),
         };
-        self.settle(settlement).await?;
-        Ok(None)
+        if self.settle(settlement).await?.is_settled {
+            return Ok(None);
+        }
+        self.read(name, order).await.map(Some)
     }
 
     /// Records the end of a call or of an unknown outcome. If the store gives no answer it is
@@ -401,6 +416,7 @@ impl Scripts {
             claim: script(Op::Claim),
             mark: script(Op::Mark),
             settle: script(Op::Settle),
+            settle_unknown: script(Op::SettleUnknown),
             take_flow: script(Op::TakeFlow),
             publish: script(Op::Publish),
             beat: script(Op::Beat),
@@ -412,6 +428,7 @@ impl Scripts {
             Op::Claim => &self.claim,
             Op::Mark => &self.mark,
             Op::Settle => &self.settle,
+            Op::SettleUnknown => &self.settle_unknown,
             Op::TakeFlow => &self.take_flow,
             Op::Publish => &self.publish,
             Op::Beat | Op::Greet | Op::Leave => &self.beat,

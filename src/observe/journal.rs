@@ -85,6 +85,17 @@ pub(crate) struct Resolved<'a> {
     pub(crate) found: Option<&'a str>,
 }
 
+/// What has become of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// It is in the file.
+    Yes,
+    /// It is not, and will not be.
+    Lost,
+    /// The disk has not answered.
+    NotYet,
+}
+
 /// The record of one attempt. If it is dropped without an end, the outcome is unknown.
 pub(crate) struct Note {
     journal: Arc<Journal>,
@@ -210,14 +221,24 @@ impl Journal {
 
     /// Records how an unknown outcome has ended.
     pub(crate) fn resolved(&self, resolved: Resolved<'_>) {
-        let line = Line::Resolved(ResolvedLine {
-            time: line::time(SystemTime::now()).into(),
-            attempt: resolved.attempt.into(),
-            result: resolved.result,
-            flow_id: resolved.flow_id.map(|id| capped(id).into()),
-            found: resolved.found.map(|found| capped(found).into()),
-        });
-        self.writer.push(line.to_bytes().into());
+        self.writer.push(resolved.to_line());
+    }
+
+    /// Like [`Journal::resolved`], and waits for the disk, but not for longer than `within`. Also a line
+    /// that is not written by then will be, unless the disk fails.
+    pub(crate) async fn record_resolved(
+        self: &Arc<Self>,
+        resolved: Resolved<'_>,
+        within: Duration,
+    ) -> Written {
+        let (journal, line) = (self.clone(), resolved.to_line());
+        // A line that is not waited for any longer would not be written.
+        let written = tokio::spawn(async move { journal.writer.write(&line).await });
+        match timeout(within, written).await {
+            Ok(Ok(true)) => Written::Yes,
+            Ok(_) => Written::Lost,
+            Err(_elapsed) => Written::NotYet,
+        }
     }
 
     /// Whether lines can be written.
@@ -259,6 +280,21 @@ impl Journal {
         if timeout(FINISH_WITHIN, self.flushed()).await.is_err() {
             tracing::error!("the journal's disk hangs; its last lines are not written yet");
         }
+    }
+}
+
+// === impl Resolved ===
+
+impl Resolved<'_> {
+    fn to_line(self) -> Bytes {
+        let line = Line::Resolved(ResolvedLine {
+            time: line::time(SystemTime::now()).into(),
+            attempt: self.attempt.into(),
+            result: self.result,
+            flow_id: self.flow_id.map(|id| capped(id).into()),
+            found: self.found.map(|found| capped(found).into()),
+        });
+        line.to_bytes().into()
     }
 }
 

@@ -375,16 +375,33 @@ async fn a_word_is_refused_while_the_journal_cannot_record_it() {
     let process = start(&sim, &folder.path().join("journal")).await;
     is(&send(process.proxy, "lost").await, 409, "unknown");
     let id = request_id(process.admin, "lost").await;
+    // The journal learns of the full disk by the word, and of room by the next one.
     process.files_end_at(Some(0));
-    // The journal learns of the full disk by a line.
-    let refused = send(process.proxy, "other").await;
-    assert_eq!(refused.status, 400, "{refused:?}");
-    let refused = settle(process.admin, &created(&id, "1")).await;
-    assert_eq!(refused.status, 503, "{refused:?}");
+    for word in [created(&id, "1"), not_created(&id)] {
+        let refused = settle(process.admin, &word).await;
+        assert_eq!(refused.status, 503, "{refused:?}");
+        is(&send(process.proxy, "lost").await, 409, "unknown");
+    }
     process.files_end_at(None);
-    is(&send(process.proxy, "other").await, 200, "first");
     let taken = settle(process.admin, &created(&id, "1")).await;
     assert_eq!(taken.status, 200, "{taken:?}");
+    is(&send(process.proxy, "lost").await, 200, "replayed");
+}
+
+#[tokio::test]
+async fn of_two_words_at_the_same_time_one_holds() {
+    let sim = endpoint("always,close-after").await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    for number in 1..=20 {
+        let name = format!("lost-{number}");
+        let [at_a, at_b] = lose([&a, &b], &name).await;
+        let words = [created(&at_a, &number.to_string()), not_created(&at_b)];
+        let (first, second) = tokio::join!(settle(a.admin, &words[0]), settle(b.admin, &words[1]));
+        let mut statuses = [first.status, second.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 404], "{first:?} {second:?}");
+    }
 }
 
 #[tokio::test]

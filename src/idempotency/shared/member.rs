@@ -141,7 +141,11 @@ impl Member {
             ms(self.times.settle),
         ];
         let keys = self.keys(&settlement.claim, ids.flow_id);
-        self.call(Op::Settle, keys, args)
+        let op = match settlement.end {
+            SharedEnd::SettledCreated(_) => Op::SettleUnknown,
+            _ => Op::Settle,
+        };
+        self.call(op, keys, args)
     }
 
     /// Takes a flow for a call of this replica. A call without a key is not known to the others.
@@ -224,7 +228,7 @@ impl Member {
 
     fn lifetime(&self, end: &SharedEnd) -> Duration {
         match end {
-            SharedEnd::Done(_) => self.times.keep,
+            SharedEnd::Done(_) | SharedEnd::SettledCreated(_) => self.times.keep,
             _ => KEEP_OPEN,
         }
     }

@@ -14,6 +14,8 @@ pub(crate) enum Op {
     Claim,
     Mark,
     Settle,
+    /// Settles a record only if its outcome is unknown.
+    SettleUnknown,
     TakeFlow,
     Publish,
     Beat,
@@ -142,6 +144,8 @@ pub(crate) struct BeatAnswer {
 pub(crate) enum SharedEnd {
     /// CAMS has created the flow.
     Done(Created),
+    /// An operator says that CAMS has created the flow. It holds only while the outcome is unknown.
+    SettledCreated(Created),
     /// CAMS may have created the flow.
     Unknown { request_id: Option<Box<str>> },
     /// CAMS has executed nothing, as the owner of the claim knows.
@@ -231,11 +235,15 @@ impl Op {
             ($name:literal) => {
                 concat!(include_str!("prelude.lua"), "\n", include_str!($name))
             };
+            ($condition:literal, $name:literal) => {
+                concat!(script!($condition), "\n", include_str!($name))
+            };
         }
         match self {
             Self::Claim => script!("claim.lua"),
             Self::Mark => script!("mark.lua"),
             Self::Settle => script!("settle.lua"),
+            Self::SettleUnknown => script!("if_unknown.lua", "settle.lua"),
             Self::TakeFlow => script!("take_flow.lua"),
             Self::Publish => script!("publish.lua"),
             Self::Beat | Self::Greet | Self::Leave => script!("beat.lua"),
@@ -247,7 +255,7 @@ impl Op {
         match self {
             Self::Claim => "claim",
             Self::Mark => "mark",
-            Self::Settle => "settle",
+            Self::Settle | Self::SettleUnknown => "settle",
             Self::TakeFlow => "take_flow",
             Self::Publish => "publish",
             Self::Beat | Self::Greet | Self::Leave => "key_beat",
@@ -411,7 +419,7 @@ impl SharedEnd {
     /// The name that the scripts know it by.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Self::Done(_) => "d",
+            Self::Done(_) | Self::SettledCreated(_) => "d",
             Self::Unknown { .. } => "u",
             Self::Released => "released",
             Self::Absent => "absent",
@@ -421,7 +429,9 @@ impl SharedEnd {
 
     pub(super) fn ids(&self) -> Ids<'_> {
         let (request_id, flow_id) = match self {
-            Self::Done(created) => (created.request_id.as_deref(), &*created.flow_id),
+            Self::Done(created) | Self::SettledCreated(created) => {
+                (created.request_id.as_deref(), &*created.flow_id)
+            }
             Self::Unknown { request_id } => (request_id.as_deref(), ""),
             Self::Released | Self::Absent | Self::NotCreated => (None, ""),
         };

@@ -61,6 +61,8 @@ struct Attempt {
     /// The time of its last line.
     time: Option<SystemTime>,
     is_created: bool,
+    /// Whether it need not be known, unless a later line says otherwise.
+    is_free: bool,
     sent: u64,
     done: Option<u64>,
     resolved: Option<u64>,
@@ -241,6 +243,7 @@ impl Carried {
             kind: line.kind,
             time: time::parse(&line.time),
             is_created: false,
+            is_free: false,
             sent,
             done: None,
             resolved: None,
@@ -276,11 +279,9 @@ impl Carried {
 
     /// What an attempt has done is known. It is remembered if its key answers with its flow.
     fn ended(&mut self, attempt: &str, is_created: bool) {
-        match self.attempts.get_mut(attempt) {
-            Some(attempt) if is_created && attempt.kind == OrderKind::Keyed => {
-                attempt.is_created = true;
-            }
-            _ => drop(self.attempts.remove(attempt)),
+        if let Some(attempt) = self.attempts.get_mut(attempt) {
+            attempt.is_created = is_created && attempt.kind == OrderKind::Keyed;
+            attempt.is_free = !attempt.is_created;
         }
     }
 
@@ -288,7 +289,7 @@ impl Carried {
     fn wanted(self, keep: Duration, now: SystemTime) -> HashSet<u64> {
         let attempts = self.attempts.into_values();
         attempts
-            .filter(|attempt| !attempt.is_old(keep, now))
+            .filter(|attempt| !attempt.is_free && !attempt.is_old(keep, now))
             .flat_map(|it| [Some(it.sent), it.done, it.resolved])
             .flatten()
             .collect()

@@ -22,6 +22,20 @@ struct JournalTest {
     journal: Arc<Journal>,
 }
 
+/// A disk that does not answer until the test lets it.
+struct SlowDisk {
+    go_on: std::sync::mpsc::Receiver<()>,
+    file: RotatingFile,
+}
+
+impl writer::Sink for SlowDisk {
+    fn append(&mut self, lines: &[Bytes]) -> writer::WriteResult {
+        // A test that has ended waits for nothing.
+        let _gone = self.go_on.recv();
+        self.file.append(lines)
+    }
+}
+
 fn operation() -> Operation {
     Operation {
         account: AccountId::new("acme"),
@@ -277,6 +291,46 @@ async fn a_journal_is_shared_until_the_earlier_process_has_ended() {
     let mut is_taken_over = false;
     assert!(second.end_sharing(|| is_taken_over = second.is_shared()));
     assert!(is_taken_over && !second.is_shared() && shown().contains(&gauge(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_word_that_the_disk_does_not_take_in_time_is_written_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let metrics = Arc::new(Metrics::new());
+    let config = config::Journal {
+        path: folder.path().join("slow"),
+        max_size: 1 << 20,
+        keep: 1,
+    };
+    let health = Arc::new(Health::new(metrics.clone()));
+    let (go, go_on) = std::sync::mpsc::channel();
+    let file = RotatingFile::open(&config).unwrap();
+    let journal = Arc::new(Journal {
+        run: "run".to_owned(),
+        attempts: AtomicU64::new(0),
+        writer: Writer::start(SlowDisk { go_on, file }, health.clone()).unwrap(),
+        carrier: Arc::new(Carrier::new(&config.path, health.clone())),
+        health,
+        lock: JournalLock::take(&config.path).0,
+        is_shared: AtomicBool::new(false),
+        metrics,
+    });
+    let resolved = Resolved {
+        attempt: "run-0",
+        result: ResolvedAs::Settled,
+        flow_id: Some("77"),
+        found: None,
+    };
+    let written = journal.record_resolved(resolved, Duration::from_secs(2));
+    assert_eq!(written.await, Written::NotYet);
+    assert_eq!(std::fs::read_to_string(&config.path).unwrap(), "");
+    drop(go);
+    journal.flushed().await;
+    let text = std::fs::read_to_string(&config.path).unwrap();
+    assert!(
+        text.contains(r#""result":"settled","flow_id":"77""#),
+        "{text}"
+    );
 }
 
 #[tokio::test]

@@ -60,6 +60,7 @@ impl FakeRedis {
             Op::Claim,
             Op::Mark,
             Op::Settle,
+            Op::SettleUnknown,
             Op::TakeFlow,
             Op::Publish,
             Op::Beat,
@@ -72,7 +73,7 @@ impl FakeRedis {
                 }
             }
             let script = lua.load(source).set_name(op.label()).into_function();
-            scripts.insert(op.label(), script.unwrap());
+            scripts.insert(op.source(), script.unwrap());
         }
         Self {
             lua,
@@ -98,7 +99,7 @@ impl FakeRedis {
         globals.set("KEYS", list(keys)).unwrap();
         let args = call.args.iter().map(Vec::as_slice).collect();
         globals.set("ARGV", list(args)).unwrap();
-        let answer: LuaValue = self.scripts[call.op.label()].call(()).unwrap();
+        let answer: LuaValue = self.scripts[call.op.source()].call(()).unwrap();
         reply(&answer)
     }
 }

@@ -302,6 +302,35 @@ fn an_open_record_of_a_dead_owner_is_unknown_and_absent_only_after_it_has_settle
 }
 
 #[test]
+fn of_two_words_on_an_unknown_outcome_the_first_holds() {
+    let word = || SharedEnd::SettledCreated(created(7));
+    let unknown = |harness: &mut Harness| {
+        let claim = claim_of(&mut harness.a);
+        assert_eq!(harness.claim("a", &claim), SharedState::Mine);
+        assert!(harness.mark("a", &claim));
+        assert!(!harness.settle(&claim, word()), "it is under way");
+        harness.settle(&claim, SharedEnd::Unknown { request_id: None });
+        claim
+    };
+    let mut harness = Harness::new();
+    let a = unknown(&mut harness);
+    assert!(harness.settle(&a, word()));
+    assert!(!harness.settle(&a, SharedEnd::SettledCreated(created(8))));
+    assert!(!harness.settle(&a, SharedEnd::NotCreated));
+    let b = claim_of(&mut harness.b);
+    assert_eq!(harness.claim("b", &b), SharedState::Done(created(7)));
+
+    let mut harness = Harness::new();
+    let a = unknown(&mut harness);
+    assert!(harness.settle(&a, SharedEnd::NotCreated));
+    assert!(!harness.settle(&a, word()), "it has ended");
+    assert!(harness.settle(&a, SharedEnd::NotCreated), "the same word");
+    let b = claim_of(&mut harness.b);
+    assert_eq!(harness.claim("b", &b), SharedState::Mine);
+    assert!(!harness.settle(&a, word()), "another call is under way");
+}
+
+#[test]
 fn the_stronger_state_wins_a_publication() {
     let mut harness = Harness::new();
     let a = claim_of(&mut harness.a);

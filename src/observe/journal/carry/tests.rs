@@ -154,6 +154,19 @@ fn what_has_created_nothing_or_has_no_key_is_not_carried() {
 }
 
 #[test]
+fn the_last_line_of_an_attempt_says_whether_it_is_carried() {
+    let test = CarryTest::new();
+    let now = test.now;
+    let lost = |name: &str| test.keyed(name) + &done(name, Outcome::Unknown, None, now);
+    let created = |name: &str| resolved(name, ResolvedAs::Created, Some("1"), now);
+    let settled = |name: &str| resolved(name, ResolvedAs::Settled, None, now);
+    let made = lost("made") + &settled("made") + &created("made");
+    let unmade = lost("unmade") + &created("unmade") + &settled("unmade");
+    let carried = test.carry(&(made + &unmade));
+    assert_eq!(carried, lost("made") + &created("made"));
+}
+
+#[test]
 fn keys_are_carried_until_they_are_old() {
     let test = CarryTest::new();
     let ago = |age: Duration| test.now - age;
