@@ -107,11 +107,13 @@ fn take_over(calls: &CallServices, journal: &Journal) {
     };
     match journal::keyed(&file.path) {
         Ok(mut attempts) => {
-            attempts.retain(|it| !journal.has_made(&it.attempt));
+            let has_made = |attempt: &str| journal.has_made(attempt);
+            attempts.retain(|it| !has_made(&it.attempt));
             let (now, clock) = (Instant::now(), SystemTime::now());
+            let is_sought = sought_orders(config);
             let restored = calls
                 .records
-                .take_over(attempts, now, clock, sought_orders(config));
+                .take_over(attempts, now, clock, is_sought, has_made);
             log_restored(restored);
             tracing::info!("the journal is not shared any longer");
         }

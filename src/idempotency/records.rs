@@ -215,15 +215,17 @@ impl Records {
     }
 
     /// Takes over what another process, which has ended, has written beside this one. `attempts` are
-    /// those in the journal that this process has not made. Returns what has changed.
+    /// those in the journal that this process has not made; `has_made` says which it has. Returns what
+    /// has changed.
     pub(crate) fn take_over(
         &self,
         attempts: Vec<KeyedAttempt>,
         now: Instant,
         clock: SystemTime,
         is_sought: impl Fn(&Order) -> bool,
+        has_made: impl Fn(&str) -> bool,
     ) -> Restored {
-        let restored = restore::take_over(self, attempts, now, clock, is_sought);
+        let restored = restore::take_over(self, attempts, now, clock, is_sought, has_made);
         self.unknown_changed.notify_one();
         restored
     }

@@ -1,6 +1,6 @@
 //! Restores records from a journal: what the last attempt of each has done.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -130,19 +130,19 @@ fn restore_one(
 /// are all those in the journal that this process has not made, in the order of their sending.
 /// Returns what has changed.
 ///
-/// What this process knows itself stays, except an unknown outcome of one of these attempts: it was
-/// under way when the journal was read.
+/// What this process knows itself stays, except an unknown outcome of another process's attempt: it was
+/// under way when the journal was read. The journal may have dropped such an attempt since, if it has
+/// created nothing. `has_made` says whether this process has made an attempt.
 pub(super) fn take_over(
     records: &Records,
     attempts: Vec<KeyedAttempt>,
     now: Instant,
     clock: SystemTime,
     is_sought: impl Fn(&Order) -> bool,
+    has_made: impl Fn(&str) -> bool,
 ) -> Restored {
-    let mut names = HashSet::new();
     let mut last = HashMap::new();
     for attempt in attempts {
-        names.insert(Box::<str>::from(&*attempt.attempt));
         if let Some(found) = FoundAttempt::of(attempt, now, clock, &is_sought) {
             last.insert(found.name, found);
         }
@@ -151,7 +151,7 @@ pub(super) fn take_over(
     for found in last.into_values() {
         let is_unknown = matches!(found.end, End::Unknown(_));
         // The lock is not held for long: calls are being served.
-        if found.take_over(&mut records.table.lock(), &names) {
+        if found.take_over(&mut records.table.lock(), &has_made) {
             restored.keys += 1;
             restored.unknown += usize::from(is_unknown);
         }
@@ -253,9 +253,8 @@ impl FoundAttempt {
         table.insert(name, &order, state);
     }
 
-    /// Inserts or ends a record. `others` are the attempts of other processes. Returns whether there
-    /// was something to do.
-    fn take_over(self, table: &mut Table, others: &HashSet<Box<str>>) -> bool {
+    /// Inserts or ends a record. Returns whether there was something to do.
+    fn take_over(self, table: &mut Table, has_made: impl Fn(&str) -> bool) -> bool {
         let Some(record) = table.records.get(&self.name) else {
             let before = table.records.len();
             self.insert(table);
@@ -264,7 +263,7 @@ impl FoundAttempt {
         let State::Unknown(running, outcome) = &record.state else {
             return false;
         };
-        let Some(attempt) = outcome.attempt.as_ref().filter(|it| others.contains(*it)) else {
+        let Some(attempt) = outcome.attempt.as_ref().filter(|it| !has_made(it)) else {
             return false;
         };
         let is_same = *attempt == self.attempt;

@@ -325,7 +325,8 @@ async fn what_the_store_did_not_know_stays_unprotected_over_a_restart() {
 /// Takes over these attempts of another process.
 fn take_over(records: &Records, attempts: Vec<KeyedAttempt>) -> (usize, usize) {
     let (now, clock) = (Instant::now(), SystemTime::now());
-    let restored = records.take_over(attempts, now, clock, |_| true);
+    let has_made = |attempt: &str| attempt == "run-0";
+    let restored = records.take_over(attempts, now, clock, |_| true, has_made);
     (restored.keys, restored.unknown)
 }
 
@@ -382,6 +383,28 @@ async fn what_was_under_way_at_another_process_ends_as_it_did_there() {
     assert!(is_free(&records, "refused"));
     assert!(matches!(find(&records, "killed"), Found::Running(_)));
     assert_eq!(count(&records), [0, 2, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_the_journal_has_dropped_has_created_nothing() {
+    let clock = SystemTime::now();
+    let records = records(100);
+    let keys = ["retried", "refused", "gone"];
+    let open = keys.map(|key| attempt(key, clock, 5, None));
+    records.restore(open.into(), Instant::now(), clock, |_| false);
+    let retry = |key, end| KeyedAttempt {
+        attempt: format!("run-retry-{key}"),
+        ..attempt(key, clock, 4, Some(end))
+    };
+    let attempts = vec![
+        retry("retried", (Outcome::Ok, Some("77"))),
+        retry("refused", (Outcome::UpstreamError, None)),
+    ];
+    assert_eq!(take_over(&records, attempts), (2, 0));
+    assert!(matches!(find(&records, "retried"), Found::Done(done) if *done == created("77")));
+    assert!(is_free(&records, "refused"));
+    // Its lines may have been removed by hand.
+    assert!(matches!(find(&records, "gone"), Found::Unknown(_)));
 }
 
 #[tokio::test(start_paused = true)]
