@@ -605,6 +605,7 @@ async function send() {
     if (answer.ok) {
       session.token = shown;
       at('ask-token').value = '';
+      if (answer.status === 202) return put(at('ask-error'), 'The word holds, but it is not recorded yet: a restart may forget it.');
       return at('ask').close();
     }
     if (answer.status === 401) session.token = null;
