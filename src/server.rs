@@ -389,12 +389,13 @@ impl ConnectionServer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let request_phase = RequestPhase::new(disconnect.peer());
+        let timeouts = self.bounds.load().timeouts.clone();
+        let request_phase = RequestPhase::new(disconnect.peer(), timeouts);
         async move {
             let last = {
                 let mut connection = {
                     let bounds = self.bounds.load();
-                    let stream = TimeoutIo::new(io, bounds.timeouts.clone(), request_phase.clone());
+                    let stream = TimeoutIo::new(io, request_phase.clone());
                     let answer = service.clone();
                     let request_phase = request_phase.clone();
                     let answers = service_fn(move |request: Request<Incoming>| {

@@ -37,7 +37,6 @@ const LARGE_HEADS: usize = 80 << 20;
 /// A stream with the two time-outs.
 pub(crate) struct TimeoutIo<T> {
     io: T,
-    timeouts: Arc<IoTimeouts>,
     phase: RequestPhase,
     /// For the bytes being written, until all of them are.
     answer: Deadline,
@@ -71,8 +70,9 @@ struct PhaseState {
     unread: AtomicBool,
     /// Whether the head of the latest request was large.
     large: AtomicBool,
-    /// Used by the stream alone. Kept here because the future of a connection, which contains the
-    /// stream, is at the limit of its size (`call::tests`).
+    // The following are used by the stream alone. Kept here because the future of a connection,
+    // which contains the stream, is at the limit of its size (`call::tests`).
+    timeouts: Arc<IoTimeouts>,
     head: Mutex<HeadProgress>,
 }
 
@@ -170,13 +170,14 @@ impl Step {
 
 impl RequestPhase {
     /// Before the first request of a connection from this address.
-    pub(super) fn new(peer: Option<IpAddr>) -> Self {
+    pub(super) fn new(peer: Option<IpAddr>, timeouts: Arc<IoTimeouts>) -> Self {
         Self(Arc::new(PhaseState {
             peer,
             step: AtomicU8::new(Step::Reading as u8),
             requests: AtomicU32::default(),
             unread: AtomicBool::default(),
             large: AtomicBool::default(),
+            timeouts,
             head: Mutex::default(),
         }))
     }
@@ -275,11 +276,10 @@ impl Deadline {
 // === impl TimeoutIo ===
 
 impl<T> TimeoutIo<T> {
-    /// Applies `timeouts` to each head and each response.
-    pub(crate) fn new(io: T, timeouts: Arc<IoTimeouts>, phase: RequestPhase) -> Self {
+    /// Applies the time-outs of `phase` to each head and each response.
+    pub(crate) fn new(io: T, phase: RequestPhase) -> Self {
         Self {
             io,
-            timeouts,
             phase,
             answer: Deadline::default(),
         }
@@ -310,7 +310,7 @@ impl<T> TimeoutIo<T> {
         written: Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         if written.is_pending() {
-            self.answer.start(self.timeouts.write);
+            self.answer.start(self.phase.0.timeouts.write);
             self.answer.poll(cx, Stalled::Answer)?;
         }
         written
@@ -326,10 +326,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for TimeoutIo<T> {
         let this = self.get_mut();
         let mut head = this.phase.0.head.lock();
         head.reset_after(this.phase.requests());
-        head.check_size(&this.timeouts.large_heads)?;
+        head.check_size(&this.phase.0.timeouts.large_heads)?;
         let before = buf.filled().len();
         let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) else {
-            head.poll_rest(cx, this.timeouts.head)?;
+            head.poll_rest(cx, this.phase.0.timeouts.head)?;
             return Poll::Pending;
         };
         let received = buf.filled().len() - before;

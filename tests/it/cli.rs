@@ -277,7 +277,7 @@ async fn status_explains_a_refused_connection() {
     let (code, _, why) = said(&["status", "--admin", "localhost"]).await;
     assert_eq!(code, Some(64));
     assert!(
-        why.contains("expected ip:port such as 127.0.0.1:8080, or unix: and an absolute path"),
+        why.contains("expected ip:port, name:port, or unix: and an absolute path"),
         "{why}"
     );
 }
