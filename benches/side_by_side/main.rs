@@ -88,7 +88,7 @@ fn main() {
         .unwrap();
     match &options.role {
         Some(Role::Backend) => runtime.block_on(backend::serve()),
-        Some(Role::Floor { upstream }) => runtime.block_on(floor::serve(upstream)),
+        Some(Role::Floor { upstream }) => runtime.block_on(floor::serve(*upstream)),
         Some(Role::Load(load)) => runtime.block_on(load.run()),
         Some(Role::Crowd(crowd)) => runtime.block_on(crowd.run()),
         Some(Role::Waiting) => memory::waiting(options.programs()),
