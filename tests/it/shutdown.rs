@@ -113,7 +113,10 @@ async fn callers_are_told_to_repeat_only_if_their_key_is_known_after_the_drain()
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("journal");
     let journal = format!("[journal]\npath = \"{}\"\n", journal.display());
-    let store = format!("[quota]\nstore = \"{}\"\n", redis.url());
+    let store = format!(
+        "[quota]\nstore = \"{}\"\nstore_timeout = \"10s\"\n",
+        redis.url()
+    );
     for (keeper, is_kept) in [(journal, true), (store, true), (String::new(), false)] {
         let settings = Settings {
             latency: Duration::from_secs(60),
