@@ -45,7 +45,7 @@ def build(target, *options, context=ROOT):
     """Builds a target of the Dockerfile. The programs of the build are the same for all steps, so that they are compiled once."""
     arguments = ("--build-arg", f"PROFILE={PROFILE}", "--build-arg", f"FLOWGATE_COMMIT={commit()}", "--build-context", f"profile={PGO}")
     # The network of this machine: the crates' registry may be reachable in no other.
-    return docker("build", "--network", "host", "-f", "deploy/Dockerfile", "--target", target, *arguments, *options, context, cwd=context)
+    return docker("buildx", "build", "--network", "host", "-f", "deploy/Dockerfile", "--target", target, *arguments, *options, context, cwd=context)
 
 
 def commands(name):
