@@ -6,7 +6,7 @@ import time
 
 import containers
 from containers import DEPLOY, ROOT, bases, daemon, docker, dockerfile_bases, inspect_one, until
-from image import PGO, PROFILE, commit, profile_is_made
+from image import PROFILE, commit, profile_is_made
 from load import Load, flows, get
 
 PROJECT = "flowgate-test-compose"
@@ -122,7 +122,7 @@ CHECKS = [builds, starts, shows_the_page, serves_sdks, is_scraped, are_replaced,
 
 
 def main():
-    containers.ENV.update(PROFILE=PROFILE, PGO=str(PGO), COMMIT=commit(), ADMIN_TOKEN=TOKEN)
+    containers.ENV.update(PROFILE=PROFILE, COMMIT=commit(), ADMIN_TOKEN=TOKEN)
     with daemon():
         bases(**dockerfile_bases(), redis="redis:7-bookworm", prometheus="prom/prometheus:v3.5.0")
         compose("down", "--volumes")

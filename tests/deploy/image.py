@@ -18,7 +18,7 @@ IMAGE, SIMULATOR = "flowgate:test", "cams-sim:test"
 # The profile of the programs, which are not measured here.
 PROFILE = os.environ.get("PROFILE", "quick")
 # What scripts/release/pgo makes.
-PGO = ROOT / "target" / "pgo"
+PROFDATA = ROOT / "target" / "pgo" / "flowgate.profdata"
 LOCKED_DOWN = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "128m", "--pids-limit", "64")
 VARIABLES = {
     "FLOWGATE_CONFIG": "",
@@ -43,7 +43,7 @@ def commit():
 
 def build(target, *options, context=ROOT):
     """Builds a target of the Dockerfile. The programs of the build are the same for all steps, so that they are compiled once."""
-    arguments = ("--build-arg", f"PROFILE={PROFILE}", "--build-arg", f"FLOWGATE_COMMIT={commit()}", "--build-context", f"profile={PGO}")
+    arguments = ("--build-arg", f"PROFILE={PROFILE}", "--build-arg", f"FLOWGATE_COMMIT={commit()}")
     # The network of this machine: the crates' registry may be reachable in no other.
     return docker("buildx", "build", "--network", "host", "-f", "deploy/Dockerfile", "--target", target, *arguments, *options, context, cwd=context)
 
@@ -80,10 +80,9 @@ def clean():
 
 def profile_is_made():
     """For the optimiser. Only once: another profile would build everything again."""
-    made = PGO / "flowgate.profdata"
-    if not made.exists():
+    if not PROFDATA.exists():
         run(ROOT / "scripts/release/pgo", "--network", "host")
-    functions = int(re.search(r"Total functions: (\d+)", run(profdata(), "show", made))[1])
+    functions = int(re.search(r"Total functions: (\d+)", run(profdata(), "show", PROFDATA))[1])
     assert functions > 1000, f"{functions} functions"
     return f"{functions} functions"
 
@@ -114,6 +113,8 @@ def keeps_dependencies():
         for entry in run("git", "ls-files", "--", *CONTEXT, cwd=ROOT).splitlines():
             Path(folder, entry).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / entry, Path(folder, entry))
+        Path(folder, "target", "pgo").mkdir(parents=True)
+        shutil.copy(PROFDATA, Path(folder, "target", "pgo"))
         with open(Path(folder, "src", "lib.rs"), "a", encoding="utf-8") as source:
             source.write("// changed\n")
         said = build("dependencies", context=folder)
