@@ -68,7 +68,7 @@ const CONNECTIONS: usize = 32;
 const NAME: &str = "localhost";
 const ANSWER: &str = r#"{"AccessDeniedDetail":"None","RequestId":"90E63D28-E31D-1EB2-8939-A94866411B2O","Message":"OK","Data":{"FlowId":"664473839292","FlowName":"flow"},"Code":"OK","Success":true}"#;
 const THROTTLED: &str = r#"{"RequestId":"90E63D28-E31D-1EB2-8939-A94866411B2O","Code":"System.LimitControl","Message":"The request was denied due to system flow control."}"#;
-/// One answer in so many is a refusal.
+/// The backend refuses one call in this number.
 const THROTTLE_EVERY: usize = 500;
 
 const LOADS: [Load; 10] = [
