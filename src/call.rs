@@ -144,10 +144,10 @@ where
         if disconnect.has_disconnected() {
             return Err(CallFailure::CallerDisconnected);
         }
-        let Some(sending) = call.sign(permit)? else {
+        let Some((permit, sending)) = call.sign(permit)? else {
             continue;
         };
-        let attempted = call.attempt(sending).await;
+        let attempted = call.attempt(permit, sending).await;
         let Some(judged) = call.judge(attempted).await else {
             continue;
         };
@@ -178,6 +178,10 @@ struct ActiveCall<'a> {
     /// Whether it was sent again with a corrected time stamp, which is done at most once.
     restamped: bool,
 }
+
+/// The permission to send a signed request. Passed by value: a borrowed permit would be a part of the
+/// future of every queued call.
+type Signed = (SendPermit<Upstream>, Box<Sending>);
 
 /// A call that has no caller, or continues without it.
 struct Background {
@@ -279,7 +283,7 @@ impl<'a> ActiveCall<'a> {
     /// Builds the request of one attempt with the current configuration, for the permit's
     /// connection. Returns `None` if the account's session has ended while the call was queued: then
     /// the permit is given back.
-    fn sign(&mut self, permit: SendPermit<Upstream>) -> Result<Option<Sending>, Refusal> {
+    fn sign(&mut self, permit: SendPermit<Upstream>) -> Result<Option<Signed>, Refusal> {
         self.record.permit_granted(self.limited_call.age());
         let config_snapshot = self.services.current_config.load();
         config_snapshot.recheck(
@@ -300,8 +304,7 @@ impl<'a> ActiveCall<'a> {
         self.record
             .sent(request.headers_mut(), credentials.is_none());
         let note = self.note().map(Box::new);
-        Ok(Some(Sending {
-            permit,
+        let sending = Box::new(Sending {
             request,
             operation: self.operation.clone(),
             metrics: self.record.metrics(),
@@ -312,7 +315,8 @@ impl<'a> ActiveCall<'a> {
                 answer_by: self.answer_by(),
             },
             note,
-        }))
+        });
+        Ok(Some((permit, sending)))
     }
 
     /// The entry of an attempt in the journal, if it has one.
@@ -346,9 +350,10 @@ impl<'a> ActiveCall<'a> {
     /// Sends one attempt. Not an `async fn`: its future would hold these arguments until it ends.
     fn attempt(
         &self,
-        sending: Sending,
+        permit: SendPermit<Upstream>,
+        sending: Box<Sending>,
     ) -> impl Future<Output = Result<Attempted, Elapsed>> + use<> {
-        attempt::attempt(self.services, sending)
+        attempt::attempt(self.services, permit, sending)
     }
 
     /// Records the result of an attempt. Returns `None` if the call must be sent again immediately:

@@ -2,6 +2,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod byte_budget;
+pub(crate) mod fast_map;
 pub mod id;
 pub mod secret;
 pub(crate) mod text;

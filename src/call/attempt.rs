@@ -48,9 +48,8 @@ pub(crate) struct Judged {
     operation: Option<Arc<Operation>>,
 }
 
-/// The request to send, the permission to do so, and the call that it belongs to.
+/// The request to send, and the call that it belongs to.
 pub(crate) struct Sending {
-    pub(crate) permit: SendPermit<Upstream>,
     pub(crate) request: Request,
     pub(crate) operation: Arc<Operation>,
     /// The series of the operation's account and action.
@@ -84,30 +83,19 @@ struct DetachOnDrop {
     services: Arc<CallServices>,
 }
 
-/// An attempt that has begun.
-struct Begun {
-    connection: Connection,
-    receipt: Receipt<Upstream>,
-    request: Request,
-    operation: Arc<Operation>,
-    metrics: Arc<CallMetrics>,
-    credentials: Option<Arc<Credentials>>,
-    correction: Correction,
-    note: Option<Box<Note>>,
-}
-
 /// Sends the request with its permit. Fails at the end of the hold, with [`unanswered`] as result.
 /// Not an `async fn`: its future would hold these arguments until it ends.
 pub(crate) fn attempt(
     services: &Arc<CallServices>,
-    sending: Sending,
+    permit: SendPermit<Upstream>,
+    sending: Box<Sending>,
 ) -> impl Future<Output = Result<Attempted, Elapsed>> + use<> {
     // Boxed: few deployments have a journal, and its future would count in that of each call.
     if sending.note.is_some() {
-        let journalled: Rare = Box::pin(journalled(services.clone(), sending));
+        let journalled: Rare = Box::pin(journalled(services.clone(), permit, sending));
         return Either::Left(journalled);
     }
-    match begin(services.clone(), sending) {
+    match begin(services.clone(), permit, sending) {
         Ok(begun) => Either::Right(begun),
         Err(unsent) => Either::Left(Box::pin(ready(Ok(unsent)))),
     }
@@ -117,7 +105,11 @@ pub(crate) fn attempt(
 type Rare = Pin<Box<dyn Future<Output = Result<Attempted, Elapsed>> + Send>>;
 
 /// Sends an attempt after it is recorded in the journal.
-async fn journalled(services: Arc<CallServices>, sending: Sending) -> Result<Attempted, Elapsed> {
+async fn journalled(
+    services: Arc<CallServices>,
+    permit: SendPermit<Upstream>,
+    sending: Box<Sending>,
+) -> Result<Attempted, Elapsed> {
     if let Some(note) = &sending.note {
         if let Err(unsent) = record(note, sending.deadlines.send_by).await {
             return Ok(unsent);
@@ -128,7 +120,7 @@ async fn journalled(services: Arc<CallServices>, sending: Sending) -> Result<Att
             return Ok(Attempted::Unsent);
         }
     }
-    match begin(services, sending) {
+    match begin(services, permit, sending) {
         Ok(begun) => begun.await,
         Err(unsent) => Ok(unsent),
     }
@@ -137,39 +129,26 @@ async fn journalled(services: Arc<CallServices>, sending: Sending) -> Result<Att
 /// Uses the permit, and from then on follows the attempt to its end, in any case.
 fn begin(
     services: Arc<CallServices>,
-    sending: Sending,
+    permit: SendPermit<Upstream>,
+    sending: Box<Sending>,
 ) -> Result<Timeout<DetachOnDrop>, Attempted> {
-    let Sending {
-        permit,
-        request,
-        operation,
-        metrics,
-        credentials,
-        correction,
-        note,
-        deadlines,
-    } = sending;
     let Some((connection, receipt)) = permit.begin() else {
-        if let Some(note) = &note {
+        if let Some(note) = &sending.note {
             note.unsent();
         }
         return Err(Attempted::Unsent);
     };
-    let begun = Begun {
-        connection,
-        receipt,
-        request,
-        operation,
-        metrics,
-        credentials,
-        correction,
-        note,
-    };
+    let answer_by = sending.deadlines.answer_by;
     let attempt = DetachOnDrop {
-        run: Some(Box::pin(run(services.clone(), begun))),
+        run: Some(Box::pin(run(
+            services.clone(),
+            connection,
+            receipt,
+            sending,
+        ))),
         services,
     };
-    Ok(timeout_at(deadlines.answer_by, attempt))
+    Ok(timeout_at(answer_by, attempt))
 }
 
 /// The hold has ended before CAMS's answer came.
@@ -182,17 +161,21 @@ pub(crate) fn unanswered(_: Elapsed) -> Attempted {
     Attempted::judged(None, verdict)
 }
 
-async fn run(services: Arc<CallServices>, begun: Begun) -> Attempted {
-    let Begun {
-        connection,
-        receipt,
+async fn run(
+    services: Arc<CallServices>,
+    connection: Connection,
+    receipt: Receipt<Upstream>,
+    sending: Box<Sending>,
+) -> Attempted {
+    let Sending {
         request,
         operation,
         metrics,
         credentials,
         correction,
+        deadlines: _,
         note,
-    } = begun;
+    } = *sending;
     let in_flight = InFlight::new(metrics);
     let clock = connection.clock().clone();
     let sent_at = Instant::now();
@@ -599,7 +582,6 @@ mod tests {
                 .unwrap()
                 .note(Some("x"), &operation, "REQUEST-1", None);
         let sending = Sending {
-            permit,
             request: Request::default(),
             metrics: services.metrics.calls(operation.labels()),
             credentials: None,
@@ -612,7 +594,7 @@ mod tests {
             note: Some(Box::new(note)),
         };
         assert!(matches!(
-            attempt(&services, sending).await,
+            attempt(&services, permit, Box::new(sending)).await,
             Ok(Attempted::Unsent)
         ));
         services.journal.as_ref().unwrap().flushed().await;

@@ -858,11 +858,11 @@ impl Runner {
             if !self.is_in_store {
                 call.is_not_in_store();
             }
-            let Some(sending) = call.sign(permit)? else {
+            let Some((permit, sending)) = call.sign(permit)? else {
                 continue;
             };
             if !self.mark(&mut call).await? {
-                drop(sending);
+                drop((permit, sending));
                 call.record.queued_again(Duration::ZERO);
                 match self.claim_shared().await? {
                     Some(ended) => return ended,
@@ -870,7 +870,7 @@ impl Runner {
                 }
             }
             let attempt = sending.note.as_ref().map(|note| note.attempt().into());
-            let attempted = call.attempt(sending).await;
+            let attempted = call.attempt(permit, sending).await;
             if matches!(attempted, Ok(Attempted::Unrecorded)) {
                 call.record.unsent();
                 self.lose_journal(&mut call)?;

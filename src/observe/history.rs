@@ -7,7 +7,6 @@
 //! several intervals leaves empty slots, and the sample after them covers the whole time.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,6 +14,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::error::Outcome;
+use crate::primitives::fast_map::FastMap;
 use crate::primitives::id::{AccountId, ActionName};
 
 /// Time between two samples.
@@ -63,9 +63,9 @@ struct Slots {
     totals: Vec<Option<Total>>,
     /// Calls that had ended when the latest sample was taken.
     ended: Ended,
-    lanes: HashMap<LaneLabels, LaneHistory>,
+    lanes: FastMap<LaneLabels, LaneHistory>,
     /// Active lanes without a history, in the open slot.
-    newcomers: HashMap<LaneLabels, OpenSample>,
+    newcomers: FastMap<LaneLabels, OpenSample>,
     /// The part of the open slot's total that is in neither of these.
     rest: Total,
 }
@@ -153,8 +153,8 @@ impl History {
             sampled_at: started,
             totals: vec![None; SAMPLES],
             ended: Ended::default(),
-            lanes: HashMap::new(),
-            newcomers: HashMap::new(),
+            lanes: FastMap::default(),
+            newcomers: FastMap::default(),
             rest: Total::default(),
         }))
     }

@@ -2,7 +2,6 @@
 //! `aliases` decides about the others, and `unknown_keys` about the rest. A directory is immutable,
 //! so a call sees one state of it; a reload builds a new one.
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -19,20 +18,21 @@ use crate::config::{
 use crate::credentials::keeper::Keeper;
 use crate::credentials::keepers::Keepers;
 use crate::error::{Kind, Refusal};
+use crate::primitives::fast_map::FastMap;
 use crate::primitives::id::{AccessKeyId, AccountId};
 
 /// The configuration that identify needs.
 pub(crate) struct Directory {
-    owners: HashMap<AccessKeyId, Owner>,
+    owners: FastMap<AccessKeyId, Owner>,
     /// The owners of keys that are not in `owners`.
     prefixes: KeyPrefixes,
     /// The accounts that Flowgate signs for.
-    accounts: HashMap<AccountId, Arc<Managed>>,
+    accounts: FastMap<AccountId, Arc<Managed>>,
     unknown_keys: UnknownKeys,
     hosts: Vec<UpstreamHost>,
     names: Names,
     /// The exact spelling of each limited action, by its lower-case form.
-    actions: HashMap<String, String>,
+    actions: FastMap<String, String>,
 }
 
 /// The owner of an access key.
@@ -156,7 +156,7 @@ impl Directory {
             (Some(owner), _) => Ok(owner),
             // Ids of configured accounts cannot contain `?`, so the key cannot collide with one.
             (None, UnknownKeys::Relay) => Ok(Owner::Relayed {
-                account: AccountId::new(format!("?{key}")),
+                account: AccountId::new(["?", key.as_str()].concat()),
                 is_known: false,
                 upstream: UpstreamIndex::default(),
             }),
@@ -388,8 +388,8 @@ fn accounts(
     config: &Config,
     keepers: &Keepers,
     before: Option<&Directory>,
-) -> HashMap<AccountId, Arc<Managed>> {
-    let mut accounts = HashMap::new();
+) -> FastMap<AccountId, Arc<Managed>> {
+    let mut accounts = FastMap::default();
     for account in &config.accounts {
         let before = before.and_then(|before| before.accounts.get(&account.id));
         if let Some(credentials) = signing_credentials(account, keepers, before) {
@@ -443,9 +443,9 @@ fn loaded(current: &Credentials, before: Option<&Arc<Managed>>) -> Vec<Arc<Crede
 
 fn owners(
     config: &Config,
-    managed: &HashMap<AccountId, Arc<Managed>>,
-) -> HashMap<AccessKeyId, Owner> {
-    let mut owners = HashMap::new();
+    managed: &FastMap<AccountId, Arc<Managed>>,
+) -> FastMap<AccessKeyId, Owner> {
+    let mut owners = FastMap::default();
     // The oldest session first, so that a key in the configuration overrides the key of an old
     // session.
     for age in (0..SESSIONS).rev() {

@@ -12,18 +12,17 @@
 //! ahead of the clock therefore lapses, by the monotonic clock, when the nonces that it stands for
 //! have left the window.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::signature_fields::WINDOW;
 use crate::acs::{time, v3};
 use crate::error::{Kind, Refusal};
+use crate::primitives::fast_map::{FastDashMap, FastMap};
 use crate::primitives::id::{AccessKeyId, AccountId};
 
 /// How much longer than the window a nonce is remembered, to tolerate a step of the clock.
@@ -48,7 +47,7 @@ pub(crate) struct Nonces {
     /// The floor of the start, which new scopes begin with.
     floor: AtomicU64,
     start: Mutex<StartFloor>,
-    seen_by_scope: DashMap<NonceScope, SeenNonces>,
+    seen_by_scope: FastDashMap<NonceScope, SeenNonces>,
 }
 
 /// What is known of the floor of the start.
@@ -101,7 +100,7 @@ struct SeenNonces {
     floor_age: FloorAge,
     /// Time of the last sweep.
     swept: u64,
-    seen: HashMap<Digest, u32>,
+    seen: FastMap<Digest, u32>,
 }
 
 /// The hash of a nonce, in two parts, so that an entry has no padding.
@@ -123,7 +122,7 @@ impl Nonces {
             capacity,
             floor: AtomicU64::new(floor),
             start: Mutex::default(),
-            seen_by_scope: DashMap::new(),
+            seen_by_scope: FastDashMap::default(),
         }
     }
 
@@ -243,7 +242,7 @@ impl SeenNonces {
             floor,
             floor_age: FloorAge::default(),
             swept: time::seconds(now),
-            seen: HashMap::new(),
+            seen: FastMap::default(),
         }
     }
 
@@ -295,7 +294,7 @@ impl SeenNonces {
         // Removing entries does not shrink a table, and removed entries still count towards its
         // load.
         if room > self.seen.capacity() || room < self.seen.capacity().div_ceil(4) {
-            let mut seen = HashMap::with_capacity(room);
+            let mut seen = FastMap::with_capacity_and_hasher(room, Default::default());
             seen.extend(self.seen.drain());
             self.seen = seen;
         }

@@ -8,6 +8,7 @@ use hyper::header::{self, HeaderName};
 
 use super::checked_head::{self, CheckedHead};
 use super::directory::Directory;
+use super::known_headers::Known;
 use super::names::is_foreign;
 use super::refusals::bad;
 use super::relayed_request::RelayedRequest;
@@ -47,17 +48,22 @@ pub(super) fn relayed_request(
     }
     check_params(params.iter())?;
     let signed_headers = signed.map_or(&[][..], |signed| &signed.signed_headers[..]);
-    let connection_listed = connection_listed(all);
-    let headers = all
+    let connection_listed = match head.headers.has(Known::Connection) {
+        true => connection_listed(all),
+        false => Vec::new(),
+    };
+    let forwarded = all
         .iter()
         .filter(|(name, _)| is_forwarded(name, signed_headers, &connection_listed))
         .filter(|(name, _)| signed.is_some() || !name.as_str().starts_with("x-acs-"))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
+        .map(|(name, value)| (name.clone(), value.clone()));
+    // Nearly all are forwarded. A `collect` would grow the list step by step.
+    let mut headers = Vec::with_capacity(all.len());
+    headers.extend(forwarded);
     Ok(RelayedRequest {
         method: head.parts.method.clone(),
         target: head.target.clone(),
-        headers,
+        headers: headers.into_boxed_slice(),
         body: Bytes::new(),
     })
 }

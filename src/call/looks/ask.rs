@@ -122,11 +122,14 @@ fn accept(
 async fn send(services: &CallServices, mut call: ActiveCall<'_>) -> Result<Box<Judged>, Refusal> {
     loop {
         let permit = call.permit().await?;
-        let Some(sending) = call.sign(permit)? else {
+        let Some((permit, sending)) = call.sign(permit)? else {
             continue;
         };
         // A drain waits for it; no caller's connection does.
-        let attempted = services.attempts.track_future(call.attempt(sending)).await;
+        let attempted = services
+            .attempts
+            .track_future(call.attempt(permit, sending))
+            .await;
         if let Some(judged) = call.judge(attempted).await {
             return Ok(judged);
         }

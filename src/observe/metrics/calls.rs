@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dashmap::DashMap;
 use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
@@ -12,6 +11,7 @@ use super::answer_time::AnswerTime;
 use super::families::Families;
 use super::{WAIT_BUCKETS, labels};
 use crate::error::Outcome;
+use crate::primitives::fast_map::FastDashMap;
 use crate::primitives::id::{AccountId, ActionName};
 
 /// The series of all accounts and actions.
@@ -23,7 +23,7 @@ pub(super) struct Calls {
     tokens: IntCounterVec,
     in_flight: IntGaugeVec,
     /// Keyed by labels. These are closed sets, so callers cannot make the map grow.
-    known: DashMap<(AccountId, ActionName), Arc<CallMetrics>>,
+    known: FastDashMap<(AccountId, ActionName), Arc<CallMetrics>>,
 }
 
 /// The series of one account and action.
@@ -91,7 +91,7 @@ impl Calls {
             upstream: r.histogram("upstream_seconds", upstream, call, UPSTREAM_BUCKETS),
             tokens: r.counter("tokens_total", tokens, &["account", "event"]),
             in_flight: r.gauge("in_flight", "Attempts in flight.", call),
-            known: DashMap::new(),
+            known: FastDashMap::default(),
         }
     }
 
