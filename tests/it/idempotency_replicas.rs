@@ -266,3 +266,31 @@ async fn what_was_sent_without_the_store_stays_unprotected_over_a_restart() {
     let own = until_served(&other, "sent", "first").await;
     assert_ne!(flow_id(&own), flow_id(&sent));
 }
+
+#[tokio::test]
+async fn a_call_whose_mark_the_store_does_not_take_is_unprotected_over_a_restart_too() {
+    let sim = endpoint(&[]).await;
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let more = format!(
+        "[journal]\npath = \"{}\"\n[exactly_once]\non_loss = \"send\"\n",
+        path.display()
+    );
+    let first = replica(&sim, &redis, &more).await;
+    until_served(&first, "warm", "first").await;
+    // A claim does not need this command, a mark does.
+    redis.ask(&["ACL", "SETUSER", "default", "-pexpire"]).await;
+    let sent = send(&first, "sent").await;
+    assert_eq!((sent.status, state(&sent)), (200, ""), "{sent:?}");
+    redis.ask(&["ACL", "SETUSER", "default", "+pexpire"]).await;
+    first.terminate().await;
+    let lines = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(lines.matches("\"unprotected\":true").count(), 1, "{lines}");
+    assert_eq!(lines.matches("\"event\":\"sent\"").count(), 2, "{lines}");
+    let later = replica(&sim, &redis, &more).await;
+    Metrics::until(later.admin, "flowgate_keys_degraded", |seen| seen == 0.0).await;
+    let again = until_served(&later, "sent", "").await;
+    assert_eq!(flow_id(&again), flow_id(&sent));
+    assert_eq!(created_twice(&sim), []);
+}
