@@ -294,3 +294,34 @@ async fn a_call_whose_mark_the_store_does_not_take_is_unprotected_over_a_restart
     assert_eq!(flow_id(&again), flow_id(&sent));
     assert_eq!(created_twice(&sim), []);
 }
+
+#[tokio::test]
+async fn a_lost_call_of_a_process_without_the_store_is_not_resolved_by_the_store() {
+    let sim = endpoint(&["named=lost,close-after"]).await;
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("journal");
+    let journal = format!("[journal]\npath = \"{}\"\n", journal.display());
+    let limits = "[limits]\npreset = \"none\"\n";
+    let earlier = Process::start(&sim, &format!("{journal}{limits}")).await;
+    // The store is new in the configuration. The restart has an overlap.
+    let later = replica(&sim, &redis, &journal).await;
+    let other = replica(&sim, &redis, "").await;
+    until_served(&later, "warm", "first").await;
+    let lost = send(&earlier, "lost").await;
+    assert_eq!((lost.status, state(&lost)), (409, "unknown"), "{lost:?}");
+    let done = send(&earlier, "done").await;
+    assert_eq!((done.status, state(&done)), (200, "first"), "{done:?}");
+    earlier.terminate().await;
+    let shared = "flowgate_journal_shared";
+    Metrics::until(later.admin, shared, |shared| shared == 0.0).await;
+    let again = send(&later, "lost").await;
+    assert_eq!((again.status, state(&again)), (409, "unknown"), "{again:?}");
+    // The other replicas learn of them, too, before this one takes a new key.
+    until_served(&later, "new", "first").await;
+    let found = until_replayed(&other, "done").await;
+    assert_eq!(flow_id(&found), flow_id(&done));
+    let again = send(&other, "lost").await;
+    assert_eq!((again.status, state(&again)), (409, "unknown"), "{again:?}");
+    assert_eq!(created_twice(&sim), []);
+}
