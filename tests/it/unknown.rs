@@ -516,6 +516,53 @@ async fn of_two_words_at_the_same_time_one_holds() {
 }
 
 #[tokio::test]
+async fn of_two_words_with_one_flow_at_the_same_time_one_holds() {
+    let sim = endpoint("always,close-after").await;
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let more = |number: usize| {
+        let path = folder.path().join(format!("journal-{number}"));
+        let store = redis.url();
+        format!(
+            "[journal]\npath = \"{}\"\n[quota]\nstore = \"{store}\"\n",
+            path.display()
+        )
+    };
+    let [a, b] = [
+        start_with(&sim, &more(0)).await,
+        start_with(&sim, &more(1)).await,
+    ];
+    lose([&a, &b], "warm").await;
+    for (number, second) in (0..20).map(|number| (number, [&a, &b][number % 2])) {
+        let names = ["one", "two"].map(|call| format!("{call}-{number}"));
+        for (replica, name) in [(&a, &names[0]), (second, &names[1])] {
+            is(&send(replica.proxy, name).await, 409, "unknown");
+        }
+        let flow = format!("7{number}");
+        let words = [
+            created(&request_id(a.admin, &names[0]).await, &flow),
+            created(&request_id(second.admin, &names[1]).await, &flow),
+        ];
+        let (one, two) = tokio::join!(settle(a.admin, &words[0]), settle(second.admin, &words[1]));
+        let mut statuses = [one.status, two.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 409], "{one:?} {two:?}");
+        // The other one is still unknown.
+        let (replica, name) = if one.status == 409 {
+            (&a, &names[0])
+        } else {
+            (second, &names[1])
+        };
+        is(&send(replica.proxy, name).await, 409, "unknown");
+    }
+    // Also over a restart: 10 calls of each, and the one that was lost first.
+    let unknown = listed(a.admin).await.len();
+    a.terminate().await;
+    let a = start_with(&sim, &more(0)).await;
+    assert_eq!(listed(a.admin).await.len(), unknown);
+}
+
+#[tokio::test]
 async fn only_a_permitted_and_complete_word_ends_an_unknown_outcome() {
     for (more, headers, status) in [
         ("", vec![("authorization", TOKEN)], 403),

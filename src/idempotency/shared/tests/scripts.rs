@@ -352,6 +352,24 @@ fn of_two_words_on_an_unknown_outcome_the_first_holds() {
 }
 
 #[test]
+fn a_word_does_not_give_the_flow_of_another_call() {
+    let mut harness = Harness::new();
+    let a = claim_of(&mut harness.a);
+    let other = KeyClaim::of(name(2), &order(2), harness.b.new_owner());
+    for (replica, claim) in [("a", &a), ("b", &other)] {
+        harness.claim(replica, claim);
+        harness.mark(replica, claim);
+        harness.settle(claim, SharedEnd::Unknown { request_id: None });
+    }
+    let word = || SharedEnd::SettledCreated(created(7));
+    assert!(harness.settle(&other, word()));
+    assert!(!harness.settle(&a, word()));
+    let found = harness.claim("a", &a);
+    assert!(matches!(found, SharedState::Unknown(_)), "{found:?}");
+    assert!(harness.settle(&a, SharedEnd::SettledCreated(created(8))));
+}
+
+#[test]
 fn the_stronger_state_wins_a_publication() {
     let mut harness = Harness::new();
     let a = claim_of(&mut harness.a);
