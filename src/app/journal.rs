@@ -111,6 +111,8 @@ fn take_over(calls: &CallServices, journal: &Journal) {
             attempts.retain(|it| !has_made(&it.attempt));
             let (now, clock) = (Instant::now(), SystemTime::now());
             let is_sought = sought_orders(config);
+            // The other process may have had another store, or none.
+            let _published_then = calls.shared_records.as_ref().map(|it| it.take_over());
             let restored = calls
                 .records
                 .take_over(attempts, now, clock, is_sought, has_made);

@@ -52,6 +52,8 @@ pub(crate) struct CallServices {
     pub(crate) records: Arc<Records>,
     /// When old records are removed next.
     records_due: Mutex<Instant>,
+    /// One operator's word at a time.
+    pub(super) words: tokio::sync::Mutex<()>,
     /// The looks for flows of unknown outcomes.
     pub(crate) looks: Looks,
     /// The idempotency keys that replicas share; `None` without a store.
@@ -104,6 +106,7 @@ impl CallServices {
             key_waits: WaitingCalls::default(),
             records_due: Mutex::new(Instant::now()),
             records: Records::new(bounds_of_keys(&config_snapshot.config)),
+            words: tokio::sync::Mutex::default(),
             looks: Looks::default(),
             attempts: TaskTracker::new(),
             current_config,

@@ -135,6 +135,8 @@ pub(crate) async fn settle(
         }),
         None => Resolution::SettledNotCreated,
     };
+    // Two words at the same time could give one flow to two calls.
+    let _one = services.words.lock().await;
     let seen = may_be_said(services, name, outcome, &word).await?;
     let in_journal = match (&services.journal, &outcome.attempt) {
         (Some(journal), Some(attempt)) => {
@@ -150,7 +152,7 @@ pub(crate) async fn settle(
     let said = match seen {
         Some(SharedState::Unknown(record)) => {
             let said = say(services, name, outcome, &word, record.owner).await;
-            said.inspect_err(|_refused| restate(services, name, outcome))?
+            said.inspect_err(|refused| restate(services, name, outcome, *refused))?
         }
         // It has ended there, as the word says.
         ended => ended,
@@ -167,15 +169,24 @@ pub(crate) async fn settle(
             in_store,
         });
     }
-    restate(services, name, outcome);
+    restate(services, name, outcome, WordRefused::Ended);
     Err(WordRefused::Ended)
 }
 
-/// The journal has a word that does not hold, because the outcome had another end while the word was
-/// written. The last line of an attempt counts.
-fn restate(services: &CallServices, name: RecordName, outcome: &UnknownOutcome) {
+/// The journal has a word that does not hold, because the outcome had another end, or another call got the
+/// flow, while the word was written. The last line of an attempt counts.
+fn restate(
+    services: &CallServices,
+    name: RecordName,
+    outcome: &UnknownOutcome,
+    refused: WordRefused,
+) {
     let end = match services.records.created(name) {
         Some(created) => Resolution::Created((*created).clone()),
+        None if refused == WordRefused::OtherFlow => {
+            let found = "an operator named the flow of another order";
+            Resolution::Ambiguous(found.into())
+        }
         None => Resolution::Absent,
     };
     record(services, outcome, &end);
@@ -197,8 +208,13 @@ async fn say(
         Resolution::SettledCreated(created) => SharedEnd::SettledCreated(created.clone()),
         _ => SharedEnd::NotCreated,
     };
-    let said = shared.resolve_of(name, &outcome.order, owner, end).await;
-    let state = said.unwrap_or(Some(SharedState::Gated));
+    let said = shared.resolve_of(name, &outcome.order, owner.clone(), end);
+    let state = said.await.unwrap_or(Some(SharedState::Gated));
+    if let Some(SharedState::Unknown(record)) = &state
+        && record.owner == owner
+    {
+        return Err(WordRefused::OtherFlow);
+    }
     if let Some(state) = &state {
         agrees(services, name, word, state)?;
     }

@@ -11,6 +11,7 @@ mod protocol;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -47,9 +48,14 @@ pub(crate) struct SharedRecords {
     owed: Mutex<HashMap<RecordName, Settlement>>,
     /// The flows that this replica may look for, and until when.
     leases: Mutex<HashMap<RecordName, Instant>>,
+    /// Counts the beginnings and the ends of take-overs: odd during one.
+    take_overs: AtomicU64,
     /// Notified when the store must be told of something before the next heartbeat.
     wake: Notify,
 }
+
+/// While records are taken over from another process. At its end they are published.
+pub(crate) struct TakeOver<'a>(&'a SharedRecords);
 
 struct Scripts {
     claim: Script,
@@ -92,6 +98,7 @@ impl SharedRecords {
             open: Mutex::default(),
             owed: Mutex::default(),
             leases: Mutex::default(),
+            take_overs: AtomicU64::new(0),
             wake: Notify::new(),
         }
     }
@@ -99,6 +106,15 @@ impl SharedRecords {
     /// Replaces the durations of a reloaded configuration.
     pub(crate) fn set_times(&self, times: Times) {
         self.member.lock().set_times(times);
+    }
+
+    /// Begins to take over records that the store may not know: until this replica has published them, a
+    /// key that is missing in the store proves nothing.
+    pub(crate) fn take_over(&self) -> TakeOver<'_> {
+        let mut member = self.member.lock();
+        self.take_overs.fetch_add(1, Ordering::SeqCst);
+        member.unpublish();
+        TakeOver(self)
     }
 
     /// Returns a new name for one claim of this replica.
@@ -305,12 +321,13 @@ impl SharedRecords {
     ) -> Result<(), Unavailable> {
         self.greet().await?;
         self.beat(Op::Beat).await?;
+        let take_overs = self.take_overs.load(Ordering::SeqCst);
         let unpublished = self.member.lock().unpublished();
-        if let Some(epoch) = unpublished {
+        if let Some(epoch) = unpublished.filter(|_| take_overs.is_multiple_of(2)) {
             // The open ones first: one that ends meanwhile is in `records`.
             let mut known: Vec<_> = self.open.lock().values().cloned().collect();
             known.extend(records());
-            self.publish(&epoch, known).await?;
+            self.publish(&epoch, known, take_overs).await?;
             self.beat(Op::Beat).await?;
         }
         let owed: Vec<_> = self.owed.lock().keys().copied().collect();
@@ -320,8 +337,13 @@ impl SharedRecords {
         Ok(())
     }
 
-    /// Publishes all records of this replica in this epoch.
-    async fn publish(&self, epoch: &str, records: Vec<Published>) -> Result<(), Unavailable> {
+    /// Publishes all records of this replica in this epoch, which were read after so many `take_overs`.
+    async fn publish(
+        &self,
+        epoch: &str,
+        records: Vec<Published>,
+        take_overs: u64,
+    ) -> Result<(), Unavailable> {
         for chunk in records.chunks(CHUNK) {
             let call = self.member.lock().publish(chunk, Instant::now());
             let answered = self.run(&call, protocol::published_epoch).await?;
@@ -330,7 +352,10 @@ impl SharedRecords {
                 return Ok(());
             }
         }
-        self.member.lock().published(epoch);
+        let mut member = self.member.lock();
+        if self.take_overs.load(Ordering::SeqCst) == take_overs {
+            member.published(epoch);
+        }
         Ok(())
     }
 
@@ -404,6 +429,15 @@ impl SharedRecords {
             self.store.mark_invalid_answer(call.op.label());
             Unavailable::InvalidAnswer
         })
+    }
+}
+
+// === impl TakeOver ===
+
+impl Drop for TakeOver<'_> {
+    fn drop(&mut self) {
+        self.0.take_overs.fetch_add(1, Ordering::SeqCst);
+        self.0.wake.notify_one();
     }
 }
 

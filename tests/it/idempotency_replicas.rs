@@ -266,3 +266,62 @@ async fn what_was_sent_without_the_store_stays_unprotected_over_a_restart() {
     let own = until_served(&other, "sent", "first").await;
     assert_ne!(flow_id(&own), flow_id(&sent));
 }
+
+#[tokio::test]
+async fn a_call_whose_mark_the_store_does_not_take_is_unprotected_over_a_restart_too() {
+    let sim = endpoint(&[]).await;
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let more = format!(
+        "[journal]\npath = \"{}\"\n[exactly_once]\non_loss = \"send\"\n",
+        path.display()
+    );
+    let first = replica(&sim, &redis, &more).await;
+    until_served(&first, "warm", "first").await;
+    // A claim does not need this command, a mark does.
+    redis.ask(&["ACL", "SETUSER", "default", "-pexpire"]).await;
+    let sent = send(&first, "sent").await;
+    assert_eq!((sent.status, state(&sent)), (200, ""), "{sent:?}");
+    redis.ask(&["ACL", "SETUSER", "default", "+pexpire"]).await;
+    first.terminate().await;
+    let lines = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(lines.matches("\"unprotected\":true").count(), 1, "{lines}");
+    assert_eq!(lines.matches("\"event\":\"sent\"").count(), 2, "{lines}");
+    let later = replica(&sim, &redis, &more).await;
+    Metrics::until(later.admin, "flowgate_keys_degraded", |seen| seen == 0.0).await;
+    let again = until_served(&later, "sent", "").await;
+    assert_eq!(flow_id(&again), flow_id(&sent));
+    assert_eq!(created_twice(&sim), []);
+}
+
+#[tokio::test]
+async fn a_lost_call_of_a_process_without_the_store_is_not_resolved_by_the_store() {
+    let sim = endpoint(&["named=lost,close-after"]).await;
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("journal");
+    let journal = format!("[journal]\npath = \"{}\"\n", journal.display());
+    let limits = "[limits]\npreset = \"none\"\n";
+    let earlier = Process::start(&sim, &format!("{journal}{limits}")).await;
+    // The store is new in the configuration. The restart has an overlap.
+    let later = replica(&sim, &redis, &journal).await;
+    let other = replica(&sim, &redis, "").await;
+    until_served(&later, "warm", "first").await;
+    let lost = send(&earlier, "lost").await;
+    assert_eq!((lost.status, state(&lost)), (409, "unknown"), "{lost:?}");
+    let done = send(&earlier, "done").await;
+    assert_eq!((done.status, state(&done)), (200, "first"), "{done:?}");
+    earlier.terminate().await;
+    let shared = "flowgate_journal_shared";
+    Metrics::until(later.admin, shared, |shared| shared == 0.0).await;
+    let again = send(&later, "lost").await;
+    assert_eq!((again.status, state(&again)), (409, "unknown"), "{again:?}");
+    // The other replicas learn of them, too, before this one takes a new key.
+    until_served(&later, "new", "first").await;
+    let found = until_replayed(&other, "done").await;
+    assert_eq!(flow_id(&found), flow_id(&done));
+    let again = send(&other, "lost").await;
+    assert_eq!((again.status, state(&again)), (409, "unknown"), "{again:?}");
+    assert_eq!(created_twice(&sim), []);
+}

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use crate::caller::{Call, Reply, try_exchange};
 use crate::harness::Metrics;
 use crate::keyed_calls::{created, created_twice, endpoint, flow_id, is, learn, order, state};
-use crate::process::Process;
+use crate::process::{ACME, Process};
 
 /// A journal that soon drops its files.
 const SMALL: &str = "max_size = \"4KiB\"\nkeep = 1\n";
@@ -136,6 +136,38 @@ async fn keys_are_known_after_their_lines_were_rotated_away_and_the_process_was_
     }
     let twice = created_twice(&sim);
     assert_eq!(twice, [("without a key".to_owned(), 60)]);
+}
+
+#[tokio::test]
+async fn the_journal_carries_keys_as_the_reloaded_configuration_says() {
+    let sim = endpoint(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let toml = |keys: bool| {
+        format!(
+            "{ACME}[limits]\npreset = \"none\"\n[exactly_once]\nkeys = {keys}\n[journal]\npath = \"{}\"\n{SMALL}",
+            path.display()
+        )
+    };
+    let launch = async |keys| {
+        let folder = tempfile::tempdir().unwrap();
+        Process::configured(&sim, &toml(keys), folder, &[]).await
+    };
+    let process = launch(false).await;
+    process.write(&toml(true));
+    process.signal("-HUP").await;
+    process.logged("configuration reloaded", 1).await;
+    let done = send(&process, "done", "done").await;
+    is(&done, 200, "first");
+    for _ in 0..60 {
+        let call = Call::v3(&process.proxy.to_string(), "without a key");
+        assert_eq!(call.send(process.proxy).await.status, 200);
+    }
+    process.kill().await;
+    let process = launch(true).await;
+    let again = send(&process, "done", "done").await;
+    is(&again, 200, "replayed");
+    assert_eq!(again.json()["Data"], done.json()["Data"]);
 }
 
 #[tokio::test]

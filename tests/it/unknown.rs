@@ -389,6 +389,117 @@ async fn a_word_is_refused_while_the_journal_cannot_record_it() {
 }
 
 #[tokio::test]
+async fn a_word_that_the_store_does_not_take_holds_here_and_is_told_later() {
+    let sim = endpoint("next=2,close-after").await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    let [unmade, _] = lose([&a, &b], "unmade").await;
+    let [made, _] = lose([&a, &b], "made").await;
+    // Reading a record needs neither command, recording a word one of them.
+    for (name, word, command, at_b) in [
+        ("unmade", not_created(&unmade), "del", "first"),
+        ("made", created(&made, "7"), "set", "replayed"),
+    ] {
+        redis
+            .ask(&["ACL", "SETUSER", "default", &format!("-{command}")])
+            .await;
+        let said = settle(a.admin, &word).await;
+        let seen = (said.status, &said.json()["pending"]);
+        assert_eq!(seen, (202, &json!(["store"])), "{name}: {said:?}");
+        assert!(
+            listed(a.admin)
+                .await
+                .iter()
+                .all(|it| it["flow_name"] != name)
+        );
+        assert!(
+            listed(b.admin)
+                .await
+                .iter()
+                .any(|it| it["flow_name"] == name)
+        );
+        is(&send(b.proxy, name).await, 409, "unknown");
+        redis
+            .ask(&["ACL", "SETUSER", "default", &format!("+{command}")])
+            .await;
+        let told = loop {
+            let told = send(b.proxy, name).await;
+            if told.status != 409 {
+                break told;
+            }
+            tokio::task::yield_now().await;
+        };
+        is(&told, 200, at_b);
+        let at_a = send(a.proxy, name).await;
+        is(&at_a, 200, "replayed");
+        let ids = [told, at_a].map(|reply| reply.json()["Data"]["FlowId"].clone());
+        assert_eq!(ids[0], ids[1], "{name}");
+        assert_eq!(ids[0] == "7", name == "made");
+    }
+    let settled = "flowgate_operator_actions_total{action=\"settle\"}";
+    assert_eq!(Metrics::of(a.admin).await.get(settled), 2.0);
+    assert_eq!(sim.report().arrived, 3);
+}
+
+#[tokio::test]
+async fn a_word_that_the_journal_cannot_record_is_not_told_to_the_store() {
+    let sim = endpoint("next=1,close-after").await;
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("[quota]\nstore = \"{}\"\n", redis.url());
+    let journal = folder.path().join("journal");
+    let with_journal = format!("[journal]\npath = \"{}\"\n{store}", journal.display());
+    let a = start_with(&sim, &with_journal).await;
+    let b = start_with(&sim, &store).await;
+    let [at_a, _] = lose([&a, &b], "lost").await;
+    a.files_end_at(Some(0));
+    for word in [created(&at_a, "1"), not_created(&at_a)] {
+        let refused = settle(a.admin, &word).await;
+        assert_eq!(refused.status, 503, "{refused:?}");
+        for replica in [&a, &b] {
+            is(&send(replica.proxy, "lost").await, 409, "unknown");
+        }
+    }
+    assert_eq!(sim.report().arrived, 1);
+}
+
+#[tokio::test]
+async fn of_two_words_at_one_process_the_journal_has_the_one_that_holds() {
+    let sim = endpoint("always,close-after").await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let process = start(&sim, &path).await;
+    let name = |number: usize| format!("lost-{number}");
+    let mut expected = Vec::new();
+    for number in 0..20 {
+        is(&send(process.proxy, &name(number)).await, 409, "unknown");
+        let id = request_id(process.admin, &name(number)).await;
+        let words = [created(&id, &number.to_string()), not_created(&id)];
+        let first = fastrand::usize(..2);
+        let (first, second) = tokio::join!(
+            settle(process.admin, &words[first]),
+            settle(process.admin, &words[1 - first])
+        );
+        let mut said = [first, second];
+        said.sort_by_key(|reply| reply.status);
+        let statuses = [said[0].status, said[1].status];
+        assert_eq!(statuses, [200, 404], "{said:?}");
+        expected.push(said[0].json()["outcome"].as_str().unwrap().to_owned());
+    }
+    process.terminate().await;
+    sim.set_faults(Vec::new());
+    let process = start(&sim, &path).await;
+    for (number, outcome) in expected.iter().enumerate() {
+        let state = if outcome == "created" {
+            "replayed"
+        } else {
+            "first"
+        };
+        is(&send(process.proxy, &name(number)).await, 200, state);
+    }
+}
+
+#[tokio::test]
 async fn of_two_words_at_the_same_time_one_holds() {
     let sim = endpoint("always,close-after").await;
     let redis = Redis::start().await;
@@ -402,6 +513,53 @@ async fn of_two_words_at_the_same_time_one_holds() {
         statuses.sort_unstable();
         assert_eq!(statuses, [200, 404], "{first:?} {second:?}");
     }
+}
+
+#[tokio::test]
+async fn of_two_words_with_one_flow_at_the_same_time_one_holds() {
+    let sim = endpoint("always,close-after").await;
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let more = |number: usize| {
+        let path = folder.path().join(format!("journal-{number}"));
+        let store = redis.url();
+        format!(
+            "[journal]\npath = \"{}\"\n[quota]\nstore = \"{store}\"\n",
+            path.display()
+        )
+    };
+    let [a, b] = [
+        start_with(&sim, &more(0)).await,
+        start_with(&sim, &more(1)).await,
+    ];
+    lose([&a, &b], "warm").await;
+    for (number, second) in (0..20).map(|number| (number, [&a, &b][number % 2])) {
+        let names = ["one", "two"].map(|call| format!("{call}-{number}"));
+        for (replica, name) in [(&a, &names[0]), (second, &names[1])] {
+            is(&send(replica.proxy, name).await, 409, "unknown");
+        }
+        let flow = format!("7{number}");
+        let words = [
+            created(&request_id(a.admin, &names[0]).await, &flow),
+            created(&request_id(second.admin, &names[1]).await, &flow),
+        ];
+        let (one, two) = tokio::join!(settle(a.admin, &words[0]), settle(second.admin, &words[1]));
+        let mut statuses = [one.status, two.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 409], "{one:?} {two:?}");
+        // The other one is still unknown.
+        let (replica, name) = if one.status == 409 {
+            (&a, &names[0])
+        } else {
+            (second, &names[1])
+        };
+        is(&send(replica.proxy, name).await, 409, "unknown");
+    }
+    // Also over a restart: 10 calls of each, and the one that was lost first.
+    let unknown = listed(a.admin).await.len();
+    a.terminate().await;
+    let a = start_with(&sim, &more(0)).await;
+    assert_eq!(listed(a.admin).await.len(), unknown);
 }
 
 #[tokio::test]

@@ -27,8 +27,8 @@ struct FoundAttempt {
     /// The journal's name of it.
     attempt: Box<str>,
     order: Arc<Order>,
-    /// When it was sent.
-    at: Instant,
+    /// When its end was learned. A finished key is remembered from then on.
+    ended: Instant,
     /// False: the store could not record its key.
     is_in_store: bool,
     end: End,
@@ -171,8 +171,13 @@ impl FoundAttempt {
         let name = RecordName::parse(&attempt.key.name)?;
         let fingerprint = Fingerprint::parse(&attempt.key.fingerprint)?;
         let sent = attempt.time.unwrap_or(clock);
-        let age = clock.duration_since(sent).unwrap_or_default();
-        let at = now.checked_sub(age).unwrap_or(now);
+        let instant = |time: SystemTime| {
+            let age = clock.duration_since(time).unwrap_or_default();
+            now.checked_sub(age).unwrap_or(now)
+        };
+        let resolved = attempt.resolution.as_ref().and_then(|it| it.time);
+        let answered = attempt.end.as_ref().and_then(|it| it.time);
+        let ended = instant(resolved.or(answered).unwrap_or(sent));
         let order = Arc::new(Order {
             kind: attempt.key.kind,
             account: AccountId::new(attempt.account),
@@ -206,7 +211,7 @@ impl FoundAttempt {
                     order: order.clone(),
                     attempt: Some(attempt_name.clone()),
                     at: sent,
-                    ended: at,
+                    ended: instant(sent),
                     // The earlier process may have stamped a request until it ended.
                     stamped_until: now,
                     search,
@@ -217,7 +222,7 @@ impl FoundAttempt {
             name,
             attempt: attempt_name,
             order,
-            at,
+            ended,
             is_in_store: attempt.key.is_in_store,
             end,
         })
@@ -228,7 +233,7 @@ impl FoundAttempt {
         let Self {
             name,
             order,
-            at,
+            ended,
             is_in_store,
             end,
             ..
@@ -245,7 +250,7 @@ impl FoundAttempt {
                 is_in_store,
                 fingerprint: order.fingerprint,
                 created,
-                at,
+                at: ended,
                 is_for_one: false,
             }),
             End::Unknown(outcome) => State::unknown(order.clone(), outcome, is_in_store),

@@ -243,6 +243,7 @@ fn attempt(
         client: "team-a".to_owned(),
         time: clock.checked_sub(Duration::from_secs(age)),
         end: end.map(|(outcome, flow_id)| KeyedEnd {
+            time: clock.checked_sub(Duration::from_secs(age)),
             outcome,
             flow_id: flow_id.map(str::to_owned),
             request_id: Some("r-1".to_owned()),
@@ -383,6 +384,35 @@ async fn what_was_under_way_at_another_process_ends_as_it_did_there() {
     assert!(is_free(&records, "refused"));
     assert!(matches!(find(&records, "killed"), Found::Running(_)));
     assert_eq!(count(&records), [0, 2, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_that_was_learned_late_is_remembered_as_long_as_another() {
+    advance(KEEP * 4).await;
+    let (now, clock) = (Instant::now(), SystemTime::now());
+    let two_days = KEEP.as_secs() * 2;
+    let late = |key, result, age| KeyedAttempt {
+        resolution: Some(KeyedResolution {
+            time: clock.checked_sub(Duration::from_secs(age)),
+            result,
+            flow_id: Some("77".to_owned()),
+            found: None,
+        }),
+        ..attempt(key, clock, two_days, Some((Outcome::Unknown, None)))
+    };
+    let attempts = vec![
+        late("settled", ResolvedAs::Settled, 60),
+        late("found", ResolvedAs::Created, 60),
+        late("old", ResolvedAs::Created, KEEP.as_secs()),
+    ];
+    let records = records(100);
+    records.restore(attempts, now, clock, |_| false);
+    assert_eq!(forget_old(&records), (1, 0));
+    for key in ["settled", "found"] {
+        assert!(matches!(find(&records, key), Found::Done(_)), "{key}");
+    }
+    advance(KEEP).await;
+    assert_eq!(forget_old(&records), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -565,6 +595,7 @@ async fn a_journal_restores_how_unknown_outcomes_have_ended() {
     let clock = SystemTime::now();
     let resolved = |key, result, flow_id: Option<&str>| KeyedAttempt {
         resolution: Some(KeyedResolution {
+            time: Some(clock),
             result,
             flow_id: flow_id.map(str::to_owned),
             found: None,

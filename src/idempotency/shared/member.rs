@@ -96,6 +96,11 @@ impl Member {
         self.published = Some(epoch.into());
     }
 
+    /// This replica has got records that may not be in the store.
+    pub(crate) fn unpublish(&mut self) {
+        self.published = None;
+    }
+
     /// Claims a key for `hold`; `None`: only reads its record.
     pub(crate) fn claim(&self, claim: &KeyClaim, hold: Option<Duration>) -> Call {
         let lifetime = hold.map_or(Duration::ZERO, |hold| hold + CLAIM_MARGIN);

@@ -71,6 +71,8 @@ pub(crate) struct KeyedAttempt {
 /// How the unknown outcome of an attempt has ended.
 #[derive(Debug)]
 pub(crate) struct KeyedResolution {
+    /// When it was learned.
+    pub(crate) time: Option<SystemTime>,
     pub(crate) result: ResolvedAs,
     pub(crate) flow_id: Option<String>,
     /// What only an operator can judge.
@@ -80,6 +82,7 @@ pub(crate) struct KeyedResolution {
 /// How an attempt of a call with a record has ended.
 #[derive(Debug)]
 pub(crate) struct KeyedEnd {
+    pub(crate) time: Option<SystemTime>,
     pub(crate) outcome: Outcome,
     pub(crate) flow_id: Option<String>,
     /// CAMS's request id.
@@ -104,6 +107,7 @@ pub(crate) fn keyed(path: &Path) -> io::Result<Vec<KeyedAttempt>> {
         Ok(Line::Done(done)) => {
             if let Some(&index) = by_name.get(&*done.attempt) {
                 attempts[index].end = Some(KeyedEnd {
+                    time: time::parse(&done.time),
                     outcome: done.outcome,
                     flow_id: done.flow_id.map(Cow::into_owned),
                     request_id: done.cams_request_id.map(Cow::into_owned),
@@ -114,6 +118,7 @@ pub(crate) fn keyed(path: &Path) -> io::Result<Vec<KeyedAttempt>> {
         Ok(Line::Resolved(resolved)) => {
             if let Some(&index) = by_name.get(&*resolved.attempt) {
                 attempts[index].resolution = Some(KeyedResolution {
+                    time: time::parse(&resolved.time),
                     result: resolved.result,
                     flow_id: resolved.flow_id.map(Cow::into_owned),
                     found: resolved.found.map(Cow::into_owned),

@@ -143,9 +143,21 @@ impl Harness {
 
 #[test]
 fn a_clock_of_the_server_that_is_set_back_stops_no_key_for_longer_than_a_new_epoch() {
-    for back in [1, 20, 900] {
+    for (back, is_young) in [
+        (1, false),
+        (20, false),
+        (900, false),
+        (20, true),
+        (900, true),
+    ] {
         let mut harness = Harness::new();
         harness.pass(Duration::from_secs(1000));
+        if is_young {
+            // The epoch begins later than the time to which the clock is set back.
+            harness.redis.server().data = Default::default();
+            harness.join();
+            harness.pass(LEAST_AGE);
+        }
         harness.join();
         let known = claim_of(&mut harness.a);
         harness.claim("a", &known);
@@ -153,6 +165,11 @@ fn a_clock_of_the_server_that_is_set_back_stops_no_key_for_longer_than_a_new_epo
         harness.start += Duration::from_secs(back);
         // The other one has died.
         harness.beat("b", Op::Beat);
+        if is_young {
+            let early = KeyClaim::of(name(3), &order(3), harness.b.new_owner());
+            let state = harness.claim("b", &early);
+            assert_eq!(state, SharedState::Gated, "{back} s");
+        }
         harness.pass(LEAST_AGE);
         harness.beat("b", Op::Beat);
         assert!(harness.mark("a", &known), "{back} s: a claim stays");
@@ -328,6 +345,28 @@ fn of_two_words_on_an_unknown_outcome_the_first_holds() {
     let b = claim_of(&mut harness.b);
     assert_eq!(harness.claim("b", &b), SharedState::Mine);
     assert!(!harness.settle(&a, word()), "another call is under way");
+    assert!(harness.mark("b", &b));
+    harness.settle(&b, SharedEnd::Unknown { request_id: None });
+    assert!(!harness.settle(&a, word()), "another call is unknown");
+    assert!(harness.settle(&b, word()));
+}
+
+#[test]
+fn a_word_does_not_give_the_flow_of_another_call() {
+    let mut harness = Harness::new();
+    let a = claim_of(&mut harness.a);
+    let other = KeyClaim::of(name(2), &order(2), harness.b.new_owner());
+    for (replica, claim) in [("a", &a), ("b", &other)] {
+        harness.claim(replica, claim);
+        harness.mark(replica, claim);
+        harness.settle(claim, SharedEnd::Unknown { request_id: None });
+    }
+    let word = || SharedEnd::SettledCreated(created(7));
+    assert!(harness.settle(&other, word()));
+    assert!(!harness.settle(&a, word()));
+    let found = harness.claim("a", &a);
+    assert!(matches!(found, SharedState::Unknown(_)), "{found:?}");
+    assert!(harness.settle(&a, SharedEnd::SettledCreated(created(8))));
 }
 
 #[test]
