@@ -136,7 +136,7 @@ pub(crate) async fn settle(
         None => Resolution::SettledNotCreated,
     };
     // Two words at the same time could give one flow to two calls.
-    let _one = services.words.lock().await;
+    let _one = services.words.acquire().await;
     let seen = may_be_said(services, name, outcome, &word).await?;
     let in_journal = match (&services.journal, &outcome.attempt) {
         (Some(journal), Some(attempt)) => {
