@@ -539,12 +539,19 @@ def manual(flowgate):
 
 
 def workflow(_):
-    """The release calls each script, except those that another one calls."""
+    """The release calls each script, except those that another one calls. A job with rights compiles nothing, and each action is pinned."""
     file = ROOT / ".github" / "workflows" / "release.yml"
     run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", file)
     run(TOOLS / "yamllint", "--strict", "-c", Path(__file__).with_name("yamllint.yaml"), file)
     called = set(re.findall(r"scripts/release/([\w-]+)", file.read_text()))
-    assert called == {script.name for script in (ROOT / "scripts" / "release").iterdir()} - {"compile", "notices", "pgo"}, called
+    assert called == {script.name for script in (ROOT / "scripts" / "release").iterdir()} - {"compile", "notices", "pgo", "sbom"}, called
+    for name, job in yaml.safe_load(file.read_text())["jobs"].items():
+        commands = "\n".join(step.get("run", "") for step in job["steps"])
+        if re.search(r'"write"|secrets\.', json.dumps(job)):
+            assert not re.search(r"cargo|rustup|scripts/test|release/(build|package|pgo|crate(?! --publish))", commands), f"{name} compiles"
+            assert "release/image " not in commands or "pgo-" in json.dumps(job), f"{name} makes a profile"
+        for action in [step["uses"] for step in job["steps"] if "uses" in step]:
+            assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", action), action
 
 
 CHECKS = [

@@ -235,6 +235,9 @@ def release_has_notes_and_a_chart():
     chart = tarfile.open(only("flowgate-*.tgz")).extractfile("flowgate/Chart.yaml").read().decode()
     assert re.search(rf"^appVersion: \"?{version}\"?$", chart, re.M) and re.search(rf"^version: {version}$", chart, re.M), chart
     assert run(RELEASE / "version", "v99.0.0", check=False).returncode == 1
+    tagged = run(RELEASE / "version", f"v{version}", check=False)
+    unreleased = f"## {version} (not released yet)" in (ROOT / "CHANGELOG.md").read_text()
+    assert tagged.returncode == (1 if unreleased else 0), tagged.stdout
     return f"{len(notes.splitlines())} lines of notes"
 
 
