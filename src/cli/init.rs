@@ -116,6 +116,7 @@ impl Init {
         write(path, &text, options.force)
             .map_err(|error| match error.kind() {
                 ErrorKind::AlreadyExists => "the file exists (--force overwrites it)".to_owned(),
+                ErrorKind::NotFound => "the folder does not exist".to_owned(),
                 _ => error.to_string(),
             })
             .map_err(|reason| format!("--output: {}: {reason}", path.display()))?;
@@ -362,26 +363,32 @@ impl Options {
         let mut steps = Vec::new();
         // The paths in the configuration start at its folder.
         let folder = self.output.as_deref().and_then(Path::parent);
-        let from_here = |place: Place| {
-            let path = folder.unwrap_or(Path::new("")).join(place.name);
+        let from_here = |path: &Path| {
+            let path = folder.unwrap_or(Path::new("")).join(path);
             path.display().to_string()
         };
+        let clients = self.clients(is_gateway);
+        if let Some(secrets) = &self.secrets
+            && (self.access_key_id.is_some() || !clients.is_empty())
+        {
+            steps.push(format!("mkdir -p -m 0700 {}", from_here(secrets)));
+        }
         if self.access_key_id.is_some() {
             let place = self.account_place()?;
             steps.push(match self.secrets {
                 None => format!("set {} to the secret of the access key", place.name),
                 Some(_) => format!(
                     "write the secret of the access key to {}, with mode 0600",
-                    from_here(place)
+                    from_here(place.name.as_ref())
                 ),
             });
         }
-        for id in self.clients(is_gateway) {
+        for id in clients {
             let place = self.client_place(id)?;
             let new = format!("flowgate client new --id {id} --account {}", self.account);
             steps.push(match self.secrets {
                 None => format!("{new}    # and set {} to the secret", place.name),
-                Some(_) => format!("{new} --secret-file {}", from_here(place)),
+                Some(_) => format!("{new} --secret-file {}", from_here(place.name.as_ref())),
             });
         }
         let file = self.output.as_deref().unwrap_or(Path::new("FILE"));
@@ -578,7 +585,7 @@ mod tests {
             ),
             (
                 "sidecar --output /none/flowgate.toml",
-                "--output: /none/flowgate.toml: No such file",
+                "--output: /none/flowgate.toml: the folder does not exist",
             ),
         ] {
             let mistake = init(line).unwrap_err();
@@ -609,13 +616,16 @@ mod tests {
         );
         let written = init(&line).unwrap();
         assert_eq!(written.text, "");
-        let secret = folder.path().join("keys/team-a");
-        assert!(
-            written
-                .next
-                .contains(&format!("--secret-file {}\n", secret.display())),
-            "{}",
-            written.next
+        let secrets = folder.path().join("keys");
+        let secrets = secrets.display();
+        assert_eq!(
+            written.next,
+            format!(
+                "{0} is written\nnext:\n  mkdir -p -m 0700 {secrets}\n  \
+                 flowgate client new --id team-a --account main --secret-file {secrets}/team-a\n  \
+                 flowgate check -c {0}",
+                file.display()
+            )
         );
         let first = std::fs::read_to_string(&file).unwrap();
         let sidecar = format!("sidecar -o {}", file.display());

@@ -2,7 +2,7 @@
 //! lines refer to the secret and do not contain it. Nothing is stored, except in `--secret-file`.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -118,7 +118,11 @@ fn write(path: &Path, secret: &str) -> Result<String, String> {
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .map_err(|error| not_written(path, &error))?;
+        .map_err(|error| match error.kind() {
+            // The error of a new file's folder.
+            ErrorKind::NotFound => not_written(path, &"the folder does not exist"),
+            _ => not_written(path, &error),
+        })?;
     if let Err(error) = file.write_all(secret.as_bytes()) {
         drop(std::fs::remove_file(path));
         return Err(not_written(path, &error));
@@ -201,5 +205,17 @@ mod tests {
         let again = new_client("team-a", "acme", Some(&path)).err().unwrap();
         assert!(again.ends_with("File exists (os error 17)"), "{again}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), secret);
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secrets/team-a");
+        let mistake = new_client("team-a", "acme", Some(&path)).err().unwrap();
+        let expected = format!(
+            "--secret-file: {}: the folder does not exist",
+            path.display()
+        );
+        assert_eq!(mistake, expected);
     }
 }

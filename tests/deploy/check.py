@@ -50,6 +50,9 @@ WEBHOOK = {
 RRSA = ("ROLE_ARN", "OIDC_PROVIDER_ARN", "OIDC_TOKEN_FILE", "ROLE_SESSION_NAME")
 ROLE_NAME = "pod-identity.alibabacloud.com/role-name"
 
+# Where systemd puts the secrets of the service.
+CREDENTIALS = "/run/credentials/flowgate.service"
+
 # What the chart shows to Prometheus and Grafana; a chart cannot read files outside of its folder.
 COPIES = {
     DEPLOY / "prometheus" / "rules.yaml": CHART / "files" / "rules.yaml",
@@ -139,10 +142,10 @@ def config(flowgate, toml, env=(), secrets=()):
     """The configuration is loaded in the place where it is used, with its secrets beside it, without errors or warnings."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "flowgate.toml")
-        file.write_text(toml.replace(TOKENS, folder))
+        file.write_text(toml.replace(TOKENS, folder).replace(CREDENTIALS, folder))
         for name in ["token", *secrets, *re.findall(r'file = "([^"/]+)"', toml)]:
             Path(folder, name).write_text("a-secret\n")
-        env = {name: value.replace("%d", folder).replace(TOKENS, folder) for name, value in dict(env).items()}
+        env = {name: value.replace(TOKENS, folder) for name, value in dict(env).items()}
         said = run(flowgate, "check", "--config", file, env=env).splitlines()
         others = [line for line in said if not line.startswith("account ")]
         assert others == ["the configuration is valid"], said
@@ -518,8 +521,9 @@ def systemd(flowgate):
     ecs = (DEPLOY / "systemd" / "ecs-role.toml").read_text()
     for drop_in, text in ((account, toml), (ecs_role, ecs)):
         unit = (DEPLOY / "systemd" / drop_in).read_text()
-        env = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.M))
-        config(flowgate, text, env, re.findall(r"^LoadCredential=([^:\n]+):", unit, re.M))
+        config(flowgate, text, secrets=re.findall(r"^LoadCredential=([^:\n]+):", unit, re.M))
+    restart = int(re.search(r"^RestartSec=(\d+)s$", units["flowgate.service"], re.M)[1])
+    assert 4 * restart > 10, "systemd gives up, and closes the sockets, at the fifth start in ten seconds"
     for socket, key in (("flowgate.socket", "proxy"), ("flowgate-admin.socket", "admin")):
         address = re.search(r"^ListenStream=(.*)$", units[socket], re.M)[1]
         assert f'{key} = "{address}"' in toml and f'{key} = "{address}"' in ecs and f"FileDescriptorName={key}\n" in units[socket], socket
@@ -535,12 +539,19 @@ def manual(flowgate):
 
 
 def workflow(_):
-    """The release calls each script, except those that another one calls."""
+    """The release calls each script, except those that another one calls. A job with rights compiles nothing, and each action is pinned."""
     file = ROOT / ".github" / "workflows" / "release.yml"
     run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", file)
     run(TOOLS / "yamllint", "--strict", "-c", Path(__file__).with_name("yamllint.yaml"), file)
     called = set(re.findall(r"scripts/release/([\w-]+)", file.read_text()))
-    assert called == {script.name for script in (ROOT / "scripts" / "release").iterdir()} - {"compile", "notices", "pgo"}, called
+    assert called == {script.name for script in (ROOT / "scripts" / "release").iterdir()} - {"compile", "notices", "pgo", "sbom"}, called
+    for name, job in yaml.safe_load(file.read_text())["jobs"].items():
+        commands = "\n".join(step.get("run", "") for step in job["steps"])
+        if re.search(r'"write"|secrets\.', json.dumps(job)):
+            assert not re.search(r"cargo|rustup|scripts/test|release/(build|package|pgo|crate(?! --publish))", commands), f"{name} compiles"
+            assert "release/image " not in commands or "pgo-" in json.dumps(job), f"{name} makes a profile"
+        for action in [step["uses"] for step in job["steps"] if "uses" in step]:
+            assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", action), action
 
 
 CHECKS = [

@@ -1,9 +1,10 @@
-"""Installs the Debian package and the tarball in containers: under systemd as process 1 started, served, upgraded while it is called, reloaded and purged;
-on an older C library run. Prints one line per check."""
+"""Installs the Debian package and the tarball in containers: under systemd as process 1 started, served, reloaded, upgraded while it is called, removed,
+installed again and purged; on an older C library run. Prints one line per check."""
 
 import hashlib
 import json
 import re
+import shutil
 import tarfile
 import time
 
@@ -19,6 +20,7 @@ RELEASE = ROOT / "scripts" / "release"
 PRIVILEGED = ("--cgroupns=private", "--cap-add=ALL", "--cap-drop=SYS_RESOURCE", "--security-opt=seccomp=unconfined", "--security-opt=systempaths=unconfined")
 # As on a machine, mounts are shared with the services, or they would not see their credentials.
 INIT = ("sh", "-c", "mount --make-rshared / && exec /sbin/init")
+UNITS = ("flowgate.service", "flowgate.socket", "flowgate-admin.socket")
 # The oldest C library that the packages promise.
 GLIBC = (2, 31)
 
@@ -29,11 +31,12 @@ def only(pattern):
 
 
 def packages_are_made():
-    """By the scripts of a release; the same commit makes the same bytes."""
+    """By the scripts of a release; the same commit makes the same bytes, under any umask and beside the files of another version."""
     run(RELEASE / "build", "--network", "host")
     run(RELEASE / "package")
     first = (ARTIFACTS / "SHA256SUMS").read_text()
-    run(RELEASE / "package")
+    (ARTIFACTS / "flowgate-0.0.9-x86_64-unknown-linux-gnu.tar.gz").touch()
+    run(RELEASE / "package", umask=0o077)
     assert (ARTIFACTS / "SHA256SUMS").read_text() == first, "made again, the packages differ"
     for line in first.splitlines():
         digest, name = line.split("  ")
@@ -54,14 +57,22 @@ def program_is_portable():
 
 
 def lists_its_crates():
-    """The bill of materials names each crate of the notices, in the version of Cargo.lock."""
-    bill = json.loads(run(RELEASE / "sbom", ROOT / "target/program/flowgate"))
+    """The bill of materials names each crate of the notices, in the version of Cargo.lock. The notices have the texts of the licences."""
+    bill = json.loads(only("*.cdx.json").read_text())
     listed = {f"{crate['name']} v{crate['version']}" for crate in bill["components"]}
     notices = (ROOT / "target/program/THIRD-PARTY-NOTICES").read_text()
-    noticed = set(re.findall(r"^(\S+ v\S+): ", notices.split("-----")[0], re.M))
+    head, *texts = notices.split("-" * 70 + "\n")
+    noticed = set(re.findall(r"^(\S+ v\S+): ", head, re.M))
     assert noticed and noticed <= listed, f"not in the bill: {sorted(noticed - listed)}"
     assert len(listed) < len(noticed) * 1.5, f"{len(listed)} in the bill, {len(noticed)} noticed"
-    return f"{len(listed)} crates, {len(noticed)} notices"
+    # A text follows the names of its crates. Packages of a few crates have none.
+    with_text = {crate for text in texts for crate in text.lstrip().split("\n")[0].split(", ")} & noticed
+    assert len(with_text) > len(noticed) * 0.9, f"without a text: {sorted(noticed - with_text)}"
+    for text in ("Apache License", "Permission is hereby granted, free of charge"):
+        assert text in "".join(texts), text
+    bare = run(RELEASE / "sbom", shutil.which("true"), check=False)
+    assert bare.returncode == 1 and "was not built by cargo auditable" in bare.stdout, bare.stdout
+    return f"{len(listed)} crates, {len(noticed)} notices, {len(texts)} texts"
 
 
 def lintian_is_silent():
@@ -90,9 +101,18 @@ def show(*properties, unit="flowgate.service"):
     return dict(line.split("=", 1) for line in said.splitlines())
 
 
+def in_force():
+    """The configuration of the running service."""
+    return json.loads(inside("curl -sf http://127.0.0.1:9900/config"))
+
+
 def accounts():
     """The accounts that the running service signs for."""
-    return [account["id"] for account in json.loads(inside("curl -sf http://127.0.0.1:9900/config"))["accounts"] if account["kind"] == "managed"]
+    return [account["id"] for account in in_force()["accounts"] if account["kind"] == "managed"]
+
+
+def states():
+    return inside(f"systemctl is-active {' '.join(UNITS)}", check=False).stdout.split()
 
 
 def is_installed():
@@ -101,7 +121,7 @@ def is_installed():
     until("systemd has started", lambda: inside("systemctl is-system-running", check=False).stdout.strip() in ("running", "degraded"))
     inside(f"cd /artifacts\n{commands('install')}")
     assert show("ActiveState")["ActiveState"] == "active"
-    for unit in ("flowgate.socket", "flowgate-admin.socket", "flowgate.service"):
+    for unit in UNITS:
         assert inside(f"systemctl is-enabled {unit}") == "enabled", unit
     pid = show("MainPID")["MainPID"]
     user = int(inside(f"stat --format %u /proc/{pid}"))
@@ -109,6 +129,7 @@ def is_installed():
     for file in ("/usr/share/man/man1/flowgate.1.gz", "/usr/share/bash-completion/completions/flowgate", "/usr/share/doc/flowgate/copyright"):
         assert file in inside("dpkg --listfiles flowgate").splitlines(), file
     assert inside("dpkg-query --show --showformat '${Conffiles}' flowgate").count("/etc/") == 2
+    assert inside("stat --format %a /etc/default/flowgate") == "600"
     return f"runs as user {user}"
 
 
@@ -119,7 +140,18 @@ def signs_with_the_key():
     inside("truncate --size 0 /etc/default/flowgate")
     inside(commands("account"))
     assert accounts() == ["acme"], accounts()
-    inside("systemctl reload flowgate")
+    return ""
+
+
+def is_reloaded():
+    """A changed key is in force. The check knows the secret: from systemd while the service runs, and else from its file."""
+    inside("printf '\\n[queue]\\nmax_waiting = 4321\\n' >>/etc/flowgate/flowgate.toml")
+    said = inside(commands("reload"))
+    assert "account acme: the access key LTAI***" in said, said
+    until("the change is in force", lambda: in_force()["queue"]["max_waiting"] == 4321)
+    inside("systemctl stop flowgate.socket flowgate-admin.socket flowgate.service")
+    inside(commands("stopped"))
+    inside("systemctl start flowgate.socket flowgate-admin.socket flowgate.service")
     return ""
 
 
@@ -138,11 +170,23 @@ def is_upgraded():
     return f"{len(asked)} requests answered"
 
 
+def is_installed_again():
+    """The service runs after a removal, and after a version that has failed."""
+    install = "dpkg --install /artifacts/*.deb"
+    inside(f"dpkg --remove flowgate && {install}")
+    assert states() == ["active"] * 3, states()
+    inside("cd /etc/flowgate; cp flowgate.toml /tmp/kept.toml; echo faulty >>flowgate.toml; ! systemctl restart flowgate")
+    assert states()[0] == "failed", states()
+    inside(f"cp /tmp/kept.toml /etc/flowgate/flowgate.toml; {install}")
+    assert states() == ["active"] * 3, states()
+    return ""
+
+
 def is_purged():
     """Removed, the configuration stays; purged, only the operator's secrets do."""
     remove, purge = re.findall("^dpkg .*", commands("remove"), re.M)
     inside(f"{remove} && test -e /etc/flowgate/flowgate.toml && ! test -e /usr/bin/flowgate")
-    assert inside("systemctl is-active flowgate.service flowgate.socket", check=False).stdout.split() == ["inactive"] * 2
+    assert states() == ["inactive"] * 3, states()
     inside(purge)
     left = inside("find / -xdev -path /proc -prune -o \\( -name '*flowgate*' -print \\) 2>/dev/null | grep -v -e '^/artifacts' -e '^/tmp' -e '^/run' || true").splitlines()
     ours = {"/etc/flowgate", "/etc/systemd/system/flowgate.service.d"}
@@ -150,6 +194,17 @@ def is_purged():
     failed = inside("systemctl list-units --failed --no-legend --plain 'flowgate*'")
     assert not failed, failed
     return ""
+
+
+def tarball_runs_under_systemd():
+    """Installed as the head of its unit says."""
+    unit = (ROOT / "deploy/systemd/flowgate.service").read_text()
+    head = re.findall("^#   (.*)", unit.split("[Unit]")[0], re.M)
+    script = "\n".join(head).replace("THE-SECRET", "/tmp/secret")
+    inside(f"set -e; echo the-secret >/tmp/secret; cd /tmp; tar -xzf /artifacts/*-linux-gnu.tar.gz; cd flowgate-*-linux-gnu/systemd\n{script}")
+    inside("flowgate health --ready --config /etc/flowgate/flowgate.toml")
+    assert accounts() == ["acme"], accounts()
+    return f"{len(head)} commands"
 
 
 # The crate and the rest of a release.
@@ -180,6 +235,9 @@ def release_has_notes_and_a_chart():
     chart = tarfile.open(only("flowgate-*.tgz")).extractfile("flowgate/Chart.yaml").read().decode()
     assert re.search(rf"^appVersion: \"?{version}\"?$", chart, re.M) and re.search(rf"^version: {version}$", chart, re.M), chart
     assert run(RELEASE / "version", "v99.0.0", check=False).returncode == 1
+    tagged = run(RELEASE / "version", f"v{version}", check=False)
+    unreleased = f"## {version} (not released yet)" in (ROOT / "CHANGELOG.md").read_text()
+    assert tagged.returncode == (1 if unreleased else 0), tagged.stdout
     return f"{len(notes.splitlines())} lines of notes"
 
 
@@ -191,8 +249,11 @@ CHECKS = [
     tarball_runs_on_the_oldest,
     is_installed,
     signs_with_the_key,
+    is_reloaded,
     is_upgraded,
+    is_installed_again,
     is_purged,
+    tarball_runs_under_systemd,
     crate_is_ready,
     release_has_notes_and_a_chart,
 ]

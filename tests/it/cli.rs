@@ -390,6 +390,10 @@ async fn an_initial_configuration_passes_the_check_once_its_secrets_are_there() 
         "{says}"
     );
     // The steps that it prints.
+    let folder = next
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("mkdir -p -m 0700 "));
+    assert_eq!(folder, secrets.to_str());
     std::fs::create_dir(&secrets).unwrap();
     std::fs::write(secrets.join("acme"), "k3y").unwrap();
     let new = next

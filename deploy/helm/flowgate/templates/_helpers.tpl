@@ -128,10 +128,24 @@ annotations:
 {{- mergeOverwrite (dict "listen" $listen "log" (dict "format" "json")) $given | toYaml -}}
 {{- end -}}
 
-{{/* flowgate.toml. Helm's numbers are floats; Flowgate's keys are whole numbers, so a fraction of .0 is removed. */}}
 {{- define "flowgate.toml" -}}
-{{- $toml := include "flowgate.merged" . | fromYaml | toToml | trim -}}
-{{- regexReplaceAll "(?m)^( *[^ \"]+ = -?[0-9]+)\\.0$" $toml "${1}" -}}
+{{- $merged := include "flowgate.merged" . | fromYaml -}}
+{{- include "flowgate.wholeNumbers" $merged -}}
+{{- toToml $merged | trim -}}
+{{- end -}}
+
+{{/* Changes the whole numbers of a map, which are floats in Helm, to integers. As TOML a float is 5.0 or 1e+06. */}}
+{{- define "flowgate.wholeNumbers" -}}
+{{- $map := . -}}
+{{- range $key, $value := $map -}}
+{{- if kindIs "map" $value -}}
+{{- include "flowgate.wholeNumbers" $value -}}
+{{- else if kindIs "slice" $value -}}
+{{- range $value }}{{ if kindIs "map" . }}{{ include "flowgate.wholeNumbers" . }}{{ end }}{{ end -}}
+{{- else if and (kindIs "float64" $value) (eq (floor $value) $value) -}}
+{{- $_ := set $map $key (int64 $value) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Hash of the settings that a running Flowgate cannot change: a new hash replaces the pods. */}}
