@@ -172,6 +172,17 @@ const cutWords = (page, selector) => page.locator(selector).evaluateAll((nodes) 
   return cut;
 });
 
+// The page gets this snapshot each second, instead of Flowgate's.
+const feed = (page, snapshot) => page.addInitScript((snapshot) => {
+  const { fetch } = window;
+  const send = (stream) => stream.enqueue(new TextEncoder().encode(`data: ${JSON.stringify(snapshot)}\n\n`));
+  const start = (stream) => {
+    send(stream);
+    setInterval(send, 1000, stream);
+  };
+  window.fetch = async (url, options) => (String(url).endsWith('/events') ? new Response(new ReadableStream({ start })) : fetch(url, options));
+}, snapshot);
+
 const CAUSE = 'sts.aliyuncs.com: the service refuses the request, status 403, code AuthenticationFail.NoPermission, request id R-1';
 
 // A snapshot with two accounts that share a source, which refuses, and one whose session ends soon.
@@ -352,8 +363,7 @@ async function all(browser, sim, gate) {
 
   await step('a session that is missing has one entry with its cause, and no name is cut on a narrow screen', async () => {
     const { context, page } = await open(browser, origin);
-    const body = `data: ${JSON.stringify(withoutSessions())}\n\n`;
-    await page.route('**/events', (route) => route.fulfill({ contentType: 'text/event-stream', body }));
+    await feed(page, withoutSessions());
     await page.goto(`${origin}/`);
     await until(page, () => document.getElementById('calls').tBodies[0].rows.length === 2);
     const shown = await page.locator('main').innerText();
@@ -512,11 +522,11 @@ async function all(browser, sim, gate) {
   });
 }
 
-// A Flowgate that cannot reach CAMS for one of two accounts.
+// A Flowgate that cannot reach CAMS for one of two accounts, then hangs, continues, and is killed.
 async function silence(browser, sim) {
   // No program listens on port 1.
   const gate = await flowgate('http://127.0.0.1:1', { partner: sim.url });
-  const { context, page } = await open(browser, gate.admin);
+  const { context, page, noted } = await open(browser, gate.admin);
   const schemes = async (name) => {
     await looks(page, name, 'light', 1280);
     await looks(page, `${name}-dark`, 'dark', 1280);
@@ -524,6 +534,20 @@ async function silence(browser, sim) {
     await looks(page, `${name}-narrow-dark`, 'dark', 390);
   };
   const verdict = () => page.locator('#verdict').innerText();
+  const isLive = () => until(page, () => document.getElementById('link').textContent === 'Live');
+  const isLost = (why) => until(page, (why) => new RegExp(`^Not connected \\(${why}\\); the data below is old$`).test(document.getElementById('link').textContent), why);
+  const orders = () => page.locator('#lanes .orders button').evaluateAll((buttons) => buttons.map((button) => button.disabled));
+
+  // Only Flowgate or the network is blamed, the rest is grey, and no action is offered.
+  async function blamesFlowgate() {
+    assert.match(await verdict(), /^Look at Flowgate, or at the network to it: no data since \d\d:\d\d:\d\d\.$/);
+    assert.match(await page.locator('#health-flowgate.bad').innerText(), /^Flowgate\s+No data\s+since \d\d:\d\d:\d\d: \w/);
+    assert.equal(await page.title(), '(no data) Flowgate');
+    const colours = await page.evaluate(() => ['#health-flowgate .state', '#verdict', '#health-cams .state', '#troubles a', '#lanes td', '#health-cams .facts'].map((one) => getComputedStyle(document.querySelector(one)).color));
+    const [flowgate, heading, ...others] = colours;
+    assert.deepEqual([flowgate === heading, new Set(others).size, others.includes(flowgate)], [true, 1, false], colours.join('; '));
+    assert.deepEqual(await orders(), [true, true, true, true]);
+  }
 
   await step('while CAMS is unreachable, the wait for a new call is unknown, in the lanes of these accounts', async () => {
     await page.goto(`${gate.admin}/`);
@@ -539,6 +563,31 @@ async function silence(browser, sim) {
     await schemes('unreachable');
     await page.setViewportSize({ width: 390, height: 900 });
     assert.deepEqual(await cutWords(page, '#health .state'), []);
+  });
+
+  await step('a Flowgate that hangs is reported within seconds, and all comes back when it continues', async () => {
+    await page.getByRole('button', { name: 'Flush acme / CreateFlow', exact: true }).click();
+    assert.equal(await page.locator('#ask-do').isEnabled(), true);
+    gate.child.kill('SIGSTOP');
+    await isLost('no data for 5 s');
+    // It would perform the action when it continues.
+    assert.equal(await page.locator('#ask-do').isEnabled(), false);
+    await page.keyboard.press('Escape');
+    await blamesFlowgate();
+    await schemes('hangs');
+    await blamesFlowgate();
+    gate.child.kill('SIGCONT');
+    await isLive();
+    assert.equal(await verdict(), 'Look at CAMS.');
+    assert.deepEqual([await page.locator('#health-flowgate .state').innerText(), await orders()], ['No problem', [false, false, false, false]]);
+    assert.deepEqual(noted, { errors: [], foreign: [] });
+  });
+
+  await step('a Flowgate that was killed is reported, and CAMS is not blamed', async () => {
+    gate.child.kill('SIGKILL');
+    await isLost('Failed to fetch');
+    await blamesFlowgate();
+    await schemes('killed');
   });
   await context.close();
 }

@@ -13,6 +13,9 @@ const POINTS = 60;
 const MEAN = 5;
 // Flowgate forgets an idle lane immediately; this page keeps it for this long.
 const REMEMBERED_MS = 60_000;
+// An event comes each second. Without data for this long Flowgate hangs, or the network to it is down.
+const SILENCE_SECONDS = 5;
+const RETRY_MS = 2000;
 
 // Accounts that an entry of the attention list names.
 const NAMED = 5;
@@ -347,7 +350,7 @@ at('charts').append(rates.figure, queue.figure);
 let history = null;
 let historyAt = 0;
 // A new sample comes every 5 seconds.
-async function loadHistory(now, shown) {
+async function loadHistory(now) {
   if (now - historyAt < 5000) return;
   historyAt = now;
   try {
@@ -355,7 +358,6 @@ async function loadHistory(now, shown) {
     if (!answer.ok) return;
     history = await answer.json();
     showHistory();
-    showHealth(shown);
   } catch {
     // The stream reports that Flowgate cannot be reached.
   }
@@ -625,13 +627,18 @@ async function send() {
     at('ask-token-row').hidden = session.token !== null;
     put(at('ask-error'), answer.status === 401 ? 'Wrong token.' : await answer.text());
   } catch (error) {
-    put(at('ask-error'), `The request failed: ${error.message}.`);
+    put(at('ask-error'), `No answer (${error.message}). The action may still be performed.`);
   }
 }
 
 // === The stream ===
 
+let heardAt = new Date();
+
 function show(shown) {
+  heardAt = new Date();
+  showAge(false);
+  showLink('Live', 'live');
   document.body.classList.toggle('may-order', shown.may_order);
   showState(shown);
   showTroubles(shown);
@@ -639,7 +646,24 @@ function show(shown) {
   showUnknown(shown);
   showHealth(shown);
   showLastCalls(shown);
-  loadHistory(shown.at_ms, shown);
+  loadHistory(shown.at_ms);
+}
+
+// Without data the page does not know which other party has a problem.
+function showLost(why) {
+  const since = heardAt.toTimeString().slice(0, 8);
+  showAge(true);
+  showLink(`Not connected (${why}); the data below is old`, 'lost');
+  put(at('verdict'), `Look at Flowgate, or at the network to it: no data since ${since}.`);
+  at('verdict').className = 'red';
+  showTile('flowgate', true, 'No data', `since ${since}: ${why}`);
+  document.title = '(no data) Flowgate';
+}
+
+// Old data is grey, and nothing is done because of it: Flowgate would perform the action when it continues.
+function showAge(isOld) {
+  document.body.classList.toggle('old', isOld);
+  for (const button of document.querySelectorAll('.orders button, #ask-do')) button.disabled = isOld;
 }
 
 function showLink(text, classes) {
@@ -647,31 +671,39 @@ function showLink(text, classes) {
   at('link').className = classes;
 }
 
-async function follow() {
-  const answer = await request('events');
+// Rejects if the promise takes too long: the connection to a process that hangs stays open.
+function inTime(promise) {
+  const late = (resolve, reject) => setTimeout(reject, 1000 * SILENCE_SECONDS, new Error(`no data for ${SILENCE_SECONDS} s`));
+  return Promise.race([promise, new Promise(late)]);
+}
+
+async function follow({ signal }) {
+  const answer = await inTime(request('events', { signal }));
   if (answer.status === 401) {
     showLink('Token required', '');
     return askForToken(session.token === null ? '' : 'Wrong token.');
   }
-  if (!answer.ok) throw new Error((await answer.text()).trim());
+  if (!answer.ok) throw new Error((await inTime(answer.text())).trim());
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = ''; ; ) {
-    const { value, done } = await reader.read();
+    const { value, done } = await inTime(reader.read());
     if (done) throw new Error('the stream has ended');
     const events = (text + value).split('\n\n');
     text = events.pop();
     for (const event of events) show(JSON.parse(event.replace(/^data: /, '')));
-    showLink('Live', 'live');
   }
 }
 
 async function keepFollowing() {
   for (;;) {
+    const stream = new AbortController();
     try {
-      await follow();
+      await follow(stream);
     } catch (error) {
-      showLink(`Not connected (${error.message}); the data below is old`, 'lost');
-      await new Promise((resolve) => setTimeout(resolve, 2000));
+      showLost(error.message);
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    } finally {
+      stream.abort();
     }
   }
 }
