@@ -1,6 +1,7 @@
 //! The data of the status page at one moment, as JSON without secrets: lanes, recent calls, the
 //! state of CAMS, of the store, of the journal and of the configuration, and upcoming expiries.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use crate::call::current_config::{ConfigSnapshot, SessionAccount};
 use crate::call::services::CallServices;
 use crate::config;
 use crate::credentials::keeper::KeeperView;
+use crate::limiter::LaneView;
 use crate::observe::record::Filter;
 use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
@@ -64,11 +66,29 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         "credentials": loaded.chain(sessions).collect::<Vec<_>>(),
         "queued_bytes": services.limiter.bytes(),
         "all_lanes": all_lanes,
-        "lanes": lanes,
+        "lanes": with_upstreams(&config_snapshot, lanes),
         "all_unknown": services.records.count().unknown,
         "unknown": unknown::views(services, UNKNOWN),
         "calls": services.telemetry.recent.views(&Filter::default(), CALLS),
     })
+}
+
+/// The lanes, each with the URL of its account's upstream.
+fn with_upstreams(config_snapshot: &ConfigSnapshot, lanes: Vec<LaneView>) -> Vec<Value> {
+    let upstreams = &config_snapshot.upstreams;
+    let accounts = config_snapshot.config.accounts.iter();
+    let own: HashMap<_, _> = accounts
+        .filter_map(|account| Some((account.id.as_str(), account.upstream.as_ref()?.index)))
+        .collect();
+    lanes
+        .into_iter()
+        .map(|lane| {
+            let index = own.get(lane.account.as_str()).copied().unwrap_or_default();
+            let mut value = json!(lane);
+            value["upstream"] = upstreams.get(index).url().into();
+            value
+        })
+        .collect()
 }
 
 /// When the credentials of an account expire that are read with the configuration.

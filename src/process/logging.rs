@@ -5,18 +5,22 @@
 //! `RUST_LOG` is not read. Other crates log at info at most, because their debug output may contain
 //! callers' data.
 
-use std::io::{self, IsTerminal, Write};
+use std::fmt;
+use std::io::{self, IsTerminal};
 use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing::{Subscriber, error};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{self, Writer};
+use tracing_subscriber::fmt::{self as lines, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{Log, LogFormat};
 
@@ -68,11 +72,12 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let lines = match log.format {
-        LogFormat::Text => fmt::layer()
+        LogFormat::Text => lines::layer()
             .with_ansi(ansi)
-            .with_writer(OneLine { writer, ansi })
+            .with_writer(writer)
+            .fmt_fields(format::debug_fn(write_field).delimited(" "))
             .boxed(),
-        LogFormat::Json => fmt::layer()
+        LogFormat::Json => lines::layer()
             .json()
             .flatten_event(true)
             .with_ansi(false)
@@ -98,49 +103,26 @@ fn report(info: &PanicHookInfo<'_>) {
     error!(location, thread = std::thread::current().name(), "panic");
 }
 
-/// Keeps each event on one line. The formatter escapes fields, except those recorded as `%value`.
-struct OneLine<W> {
-    writer: W,
-    /// On a terminal, escape sequences are kept, because colours are escape sequences. The
-    /// formatter escapes those in fields.
-    ansi: bool,
-}
-
-impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for OneLine<W> {
-    type Writer = OneLine<W::Writer>;
-
-    fn make_writer(&'w self) -> Self::Writer {
-        OneLine {
-            writer: self.writer.make_writer(),
-            ansi: self.ansi,
-        }
+/// Writes a field of a text line. A value with spaces is in quotes, however it was recorded, so that
+/// its end is seen. Control characters are escaped, so that an event is one line.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let is_message = field.name() == "message";
+    if !is_message {
+        write!(writer, "{}=", field.name())?;
     }
-}
-
-impl<W: Write> Write for OneLine<W> {
-    /// Writes a whole event: the formatter writes each event in one call.
-    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(event.strip_suffix(b"\n").unwrap_or(event));
-        let mut line = String::with_capacity(text.len() + 1);
-        for char in text.chars() {
-            match char {
-                '\u{1b}' if self.ansi => line.push(char),
-                char if char.is_control() => line.extend(char.escape_default()),
-                char => line.push(char),
-            }
-        }
-        line.push('\n');
-        self.writer.write_all(line.as_bytes())?;
-        Ok(event.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+    let text = format!("{value:?}");
+    let is_quoted = text.len() > 1 && text.starts_with('"') && text.ends_with('"');
+    let is_whole = is_message || is_quoted || !text.contains(' ');
+    if is_whole && !text.contains(char::is_control) {
+        writer.write_str(&text)
+    } else {
+        write!(writer, "{text:?}")
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::{Arc, Mutex};
 
     use tracing::{debug, info, trace};
@@ -183,14 +165,40 @@ mod tests {
     fn an_event_with_control_characters_is_one_line() {
         let name = "a\nERROR forged\u{1b}[2J\r\u{85}";
         let lines = logged(LogFormat::Text, LevelFilter::INFO, || {
-            info!(flow = name, "quoted");
-            info!(flow = %name, "plain");
+            info!(flow = name, "a string");
+            info!(flow = %name, "a value");
+            info!("{name}");
         });
         let target = "INFO flowgate::process::logging::tests:";
-        let quoted = format!(r#"{target} quoted flow="a\nERROR forged\u{{1b}}[2J\r\u{{85}}""#);
-        assert_eq!(lines.len(), 2, "{lines:?}");
-        assert_eq!(lines[0], quoted);
-        assert!(!lines[1].contains(char::is_control), "{lines:?}");
+        let escaped = r"a\nERROR forged\u{1b}[2J\r\u{85}";
+        assert_eq!(
+            lines,
+            [
+                format!(r#"{target} a string flow="{escaped}""#),
+                format!(r#"{target} a value flow="{escaped}""#),
+                format!(r#"{target} "{escaped}""#),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_value_with_spaces_is_quoted_once() {
+        let reason = "cannot connect: connection refused";
+        let error = io::Error::other("\"the host\" is down");
+        let lines = logged(LogFormat::Text, LevelFilter::INFO, || {
+            info!(reason, "a string");
+            info!(%reason, %error, idle = 0, mode = %"enforce", "values");
+        });
+        let target = "INFO flowgate::process::logging::tests:";
+        assert_eq!(
+            lines,
+            [
+                format!(r#"{target} a string reason="{reason}""#),
+                format!(
+                    r#"{target} values reason="{reason}" error="\"the host\" is down" idle=0 mode=enforce"#
+                ),
+            ]
+        );
     }
 
     #[test]

@@ -12,7 +12,8 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { chromium } from 'playwright-core';
 
-const [KEY, SECRET, TOKEN] = ['LTAI-page-1', 'page-secret-1', 'operators-token-1'];
+const TOKEN = 'operators-token-1';
+const ACCOUNTS = { acme: { key: 'LTAI-page-1', secret: 'page-secret-1' }, partner: { key: 'LTAI-page-2', secret: 'page-secret-2' } };
 const SCREENSHOTS = process.env.SCREENSHOTS ?? 'target/screenshots';
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 // Callers may send this as the name of a flow or a tenant: it must stay text.
@@ -43,15 +44,24 @@ function start(binary, args, env, ready) {
 }
 
 function simulator() {
-  const args = ['--listen', '127.0.0.1:0', '--key', `${KEY}:${SECRET}:acme`];
+  const keys = Object.entries(ACCOUNTS).flatMap(([id, { key, secret }]) => ['--key', `${key}:${secret}:${id}`]);
+  const args = ['--listen', '127.0.0.1:0', ...keys];
   return start(process.env.CAMS_SIM_BIN, args, {}, (line) => {
     const found = line.match(/listening on (http:\S+)/);
     return found && { url: found[1] };
   });
 }
 
-function flowgate(upstream) {
-  const file = join(folder, 'flowgate.toml');
+// `upstreams` are the URLs of the accounts that do not use the first one.
+function flowgate(upstream, upstreams = {}) {
+  const file = join(folder, `flowgate-${children.length}.toml`);
+  const account = ([id, { key }]) => `
+[[accounts]]
+id = "${id}"
+access_key_id = "${key}"
+access_key_secret = { env = "SECRET_${id}" }
+${upstreams[id] ? `upstream = "${upstreams[id]}"` : ''}
+`;
   writeFileSync(file, `
 log = { format = "json" }
 [listen]
@@ -61,14 +71,12 @@ admin_token = { env = "OPERATORS" }
 admin_actions = true
 [upstream]
 url = "${upstream}"
-[[accounts]]
-id = "acme"
-access_key_id = "${KEY}"
-access_key_secret = { env = "ACME" }
+${Object.entries(ACCOUNTS).map(account).join('')}
 [queue]
 hold = "100s"
 `);
-  return start(process.env.FLOWGATE_BIN, ['--config', file], { OPERATORS: TOKEN, ACME: SECRET }, (line) => {
+  const secrets = Object.fromEntries(Object.entries(ACCOUNTS).map(([id, { secret }]) => [`SECRET_${id}`, secret]));
+  return start(process.env.FLOWGATE_BIN, ['--config', file], { OPERATORS: TOKEN, ...secrets }, (line) => {
     const event = line.startsWith('{') ? JSON.parse(line) : {};
     return event.message === 'flowgate is ready' && { proxy: event.proxy, admin: `http://${event.admin}` };
   });
@@ -78,7 +86,7 @@ const encode = (text) => encodeURIComponent(text).replace(/[!'()*]/g, (c) => `%$
 const hash = (text) => createHash('sha256').update(text).digest('hex');
 
 // CreateFlow, signed with Alibaba's V3 as the SDKs do, with an idempotency key if there is one. Resolves to parts of the response.
-function createFlow(proxy, flowName, tenant, key) {
+function createFlow(proxy, flowName, tenant, key, account = 'acme') {
   const query = Object.entries({ Categories: '["SIGN_UP"]', CustSpaceId: tenant, FlowName: flowName }).map(([name, value]) => `${name}=${encode(value)}`).join('&');
   const headers = {
     host: proxy, 'x-acs-action': 'CreateFlow', 'x-acs-content-sha256': hash(''), 'x-acs-date': `${new Date().toISOString().slice(0, 19)}Z`,
@@ -86,8 +94,8 @@ function createFlow(proxy, flowName, tenant, key) {
   };
   const names = Object.keys(headers).sort();
   const canonical = ['POST', '/', query, ...names.map((name) => `${name}:${headers[name]}`), '', names.join(';'), hash('')].join('\n');
-  const signature = createHmac('sha256', SECRET).update(`ACS3-HMAC-SHA256\n${hash(canonical)}`).digest('hex');
-  headers.authorization = `ACS3-HMAC-SHA256 Credential=${KEY},SignedHeaders=${names.join(';')},Signature=${signature}`;
+  const signature = createHmac('sha256', ACCOUNTS[account].secret).update(`ACS3-HMAC-SHA256\n${hash(canonical)}`).digest('hex');
+  headers.authorization = `ACS3-HMAC-SHA256 Credential=${ACCOUNTS[account].key},SignedHeaders=${names.join(';')},Signature=${signature}`;
   const [hostname, port] = proxy.split(':');
   return new Promise((resolve, reject) => {
     const call = request({ hostname, port, method: 'POST', path: `/?${query}`, headers: { ...headers, ...(key ? { 'idempotency-key': key } : {}), 'content-length': 0 } }, (answer) => {
@@ -104,6 +112,11 @@ function createFlow(proxy, flowName, tenant, key) {
 }
 
 const crowd = (proxy, count, name = HOSTILE) => Array.from({ length: count }, (_, index) => createFlow(proxy, `${name} ${index}`, index % 3 ? `cams-${index % 3}` : HOSTILE));
+
+// Queues calls whose answers do not matter.
+function queueCalls(proxy, count, account) {
+  for (let index = 0; index < count; index += 1) createFlow(proxy, `welcome ${index}`, 'cams-1', undefined, account).catch(() => {});
+}
 
 // === The page ===
 
@@ -141,6 +154,34 @@ async function isAccessible(page) {
   const { violations } = await page.evaluate(() => window.axe.run());
   assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map((node) => node.html)]), []);
 }
+
+// The words that are broken across lines: of each text node, because names of alerts may break between their own words.
+const cutWords = (page, selector) => page.locator(selector).evaluateAll((nodes) => {
+  const cut = [];
+  for (const node of nodes) {
+    const texts = document.createTreeWalker(node, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      for (const { index, 0: word } of texts.currentNode.data.matchAll(/\S+/g)) {
+        const range = new Range();
+        range.setStart(texts.currentNode, index);
+        range.setEnd(texts.currentNode, index + word.length);
+        if (range.getClientRects().length > 1) cut.push(word);
+      }
+    }
+  }
+  return cut;
+});
+
+// The page gets this snapshot each second, instead of Flowgate's.
+const feed = (page, snapshot) => page.addInitScript((snapshot) => {
+  const { fetch } = window;
+  const send = (stream) => stream.enqueue(new TextEncoder().encode(`data: ${JSON.stringify(snapshot)}\n\n`));
+  const start = (stream) => {
+    send(stream);
+    setInterval(send, 1000, stream);
+  };
+  window.fetch = async (url, options) => (String(url).endsWith('/events') ? new Response(new ReadableStream({ start })) : fetch(url, options));
+}, snapshot);
 
 const CAUSE = 'sts.aliyuncs.com: the service refuses the request, status 403, code AuthenticationFail.NoPermission, request id R-1';
 
@@ -322,8 +363,7 @@ async function all(browser, sim, gate) {
 
   await step('a session that is missing has one entry with its cause, and no name is cut on a narrow screen', async () => {
     const { context, page } = await open(browser, origin);
-    const body = `data: ${JSON.stringify(withoutSessions())}\n\n`;
-    await page.route('**/events', (route) => route.fulfill({ contentType: 'text/event-stream', body }));
+    await feed(page, withoutSessions());
     await page.goto(`${origin}/`);
     await until(page, () => document.getElementById('calls').tBodies[0].rows.length === 2);
     const shown = await page.locator('main').innerText();
@@ -335,16 +375,7 @@ async function all(browser, sim, gate) {
     assert.doesNotMatch(troubles, /AccountCredentials [a-z]/);
     assert.match(await page.locator('#state').innerText(), /oidc: no session yet; 20 calls wait for it; last refresh failed/);
     await looks(page, 'sessions-narrow', 'light', 390);
-    const cut = await page.evaluate(() => [...document.querySelectorAll('#calls td[data-name^="Account"] span')].filter(({ firstChild }) => {
-      const words = [...firstChild.data.matchAll(/\S+/g)];
-      return words.some(({ index, 0: word }) => {
-        const range = new Range();
-        range.setStart(firstChild, index);
-        range.setEnd(firstChild, index + word.length);
-        return range.getClientRects().length > 1;
-      });
-    }).length);
-    assert.equal(cut, 0);
+    assert.deepEqual(await cutWords(page, '#calls td[data-name^="Account"] span'), []);
     await context.close();
   });
 
@@ -491,6 +522,76 @@ async function all(browser, sim, gate) {
   });
 }
 
+// A Flowgate that cannot reach CAMS for one of two accounts, then hangs, continues, and is killed.
+async function silence(browser, sim) {
+  // No program listens on port 1.
+  const gate = await flowgate('http://127.0.0.1:1', { partner: sim.url });
+  const { context, page, noted } = await open(browser, gate.admin);
+  const schemes = async (name) => {
+    await looks(page, name, 'light', 1280);
+    await looks(page, `${name}-dark`, 'dark', 1280);
+    await looks(page, `${name}-narrow`, 'light', 390);
+    await looks(page, `${name}-narrow-dark`, 'dark', 390);
+  };
+  const verdict = () => page.locator('#verdict').innerText();
+  const isLive = () => until(page, () => document.getElementById('link').textContent === 'Live');
+  const isLost = (why) => until(page, (why) => new RegExp(`^Not connected \\(${why}\\); the data below is old$`).test(document.getElementById('link').textContent), why);
+  const orders = () => page.locator('#lanes .orders button').evaluateAll((buttons) => buttons.map((button) => button.disabled));
+
+  // Only Flowgate or the network is blamed, the rest is grey, and no action is offered.
+  async function blamesFlowgate() {
+    assert.match(await verdict(), /^Look at Flowgate, or at the network to it: no data since \d\d:\d\d:\d\d\.$/);
+    assert.match(await page.locator('#health-flowgate.bad').innerText(), /^Flowgate\s+No data\s+since \d\d:\d\d:\d\d: \w/);
+    assert.equal(await page.title(), '(no data) Flowgate');
+    const colours = await page.evaluate(() => ['#health-flowgate .state', '#verdict', '#health-cams .state', '#troubles a', '#lanes td', '#health-cams .facts'].map((one) => getComputedStyle(document.querySelector(one)).color));
+    const [flowgate, heading, ...others] = colours;
+    assert.deepEqual([flowgate === heading, new Set(others).size, others.includes(flowgate)], [true, 1, false], colours.join('; '));
+    assert.deepEqual(await orders(), [true, true, true, true]);
+  }
+
+  await step('while CAMS is unreachable, the wait for a new call is unknown, in the lanes of these accounts', async () => {
+    await page.goto(`${gate.admin}/`);
+    queueCalls(gate.proxy, 20, 'acme');
+    queueCalls(gate.proxy, 300, 'partner');
+    await until(page, () => document.querySelectorAll('#lanes > tbody > tr:not(.tenants)').length === 2);
+    await until(page, () => document.getElementById('health-cams').textContent.includes('UpstreamUnreachable'));
+    const waits = await column(page, 'Wait for a new call').allInnerTexts();
+    assert.equal(waits[0], 'unknown');
+    assert.match(waits[1], /^\d/);
+    assert.match(await page.locator('#troubles').innerText(), /nothing is sent; how long a new call waits is unknown/);
+    assert.equal(await verdict(), 'Look at CAMS.');
+    await schemes('unreachable');
+    await page.setViewportSize({ width: 390, height: 900 });
+    assert.deepEqual(await cutWords(page, '#health .state'), []);
+  });
+
+  await step('a Flowgate that hangs is reported within seconds, and all comes back when it continues', async () => {
+    await page.getByRole('button', { name: 'Flush acme / CreateFlow', exact: true }).click();
+    assert.equal(await page.locator('#ask-do').isEnabled(), true);
+    gate.child.kill('SIGSTOP');
+    await isLost('no data for 5 s');
+    // It would perform the action when it continues.
+    assert.equal(await page.locator('#ask-do').isEnabled(), false);
+    await page.keyboard.press('Escape');
+    await blamesFlowgate();
+    await schemes('hangs');
+    await blamesFlowgate();
+    gate.child.kill('SIGCONT');
+    await isLive();
+    assert.equal(await verdict(), 'Look at CAMS.');
+    assert.deepEqual([await page.locator('#health-flowgate .state').innerText(), await orders()], ['No problem', [false, false, false, false]]);
+    assert.deepEqual(noted, { errors: [], foreign: [] });
+  });
+
+  await step('a Flowgate that was killed is reported, and CAMS is not blamed', async () => {
+    gate.child.kill('SIGKILL');
+    await isLost('Failed to fetch');
+    await blamesFlowgate();
+    await schemes('killed');
+  });
+  await context.close();
+}
+
 mkdirSync(SCREENSHOTS, { recursive: true });
 let browser;
 try {
@@ -498,6 +599,7 @@ try {
   const gate = await flowgate(sim.url);
   browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS });
   await all(browser, sim, gate);
+  await silence(browser, sim);
 } catch (error) {
   failed += 1;
   console.log(`FAILED  ${error.stack}`);

@@ -4,6 +4,7 @@
 // The folder of the pages: a page of a call is one level below it.
 export const ROOT = new URL('.', import.meta.url);
 export const DAY = 86400;
+const ANSWER_MS = 10_000;
 
 // The token, if one is required, is held in this object and nowhere else.
 export const session = { token: null };
@@ -43,10 +44,11 @@ export function seconds(value) {
 
 export const rate = (value) => String(Number(value.toPrecision(3)));
 
-// A request below the root. Accepts JSON, so that the path of a call does not return its page.
+// A request below the root. Accepts JSON, so that the path of a call does not return its page. Ends after a while, because
+// Flowgate may hang, unless the options have a signal.
 export function request(path, options = {}) {
   const authorization = session.token === null ? {} : { authorization: `Bearer ${session.token}` };
-  return fetch(new URL(path, ROOT), { cache: 'no-store', ...options, headers: { accept: 'application/json, */*', ...authorization, ...options.headers } });
+  return fetch(new URL(path, ROOT), { cache: 'no-store', signal: AbortSignal.timeout(ANSWER_MS), ...options, headers: { accept: 'application/json, */*', ...authorization, ...options.headers } });
 }
 
 // Shows the form for the token. Resolves when it is entered.

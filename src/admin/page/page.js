@@ -13,6 +13,9 @@ const POINTS = 60;
 const MEAN = 5;
 // Flowgate forgets an idle lane immediately; this page keeps it for this long.
 const REMEMBERED_MS = 60_000;
+// An event comes each second. Without data for this long Flowgate hangs, or the network to it is down.
+const SILENCE_SECONDS = 5;
+const RETRY_MS = 2000;
 
 // Accounts that an entry of the attention list names.
 const NAMED = 5;
@@ -96,12 +99,17 @@ function pauseText(view) {
   return left > 0 ? `throttled, ${seconds(left)}` : '';
 }
 
-function showLane(lane, view, now) {
-  lane.seen = now;
+// How long a call that arrives now waits. While CAMS is unreachable it waits until that is over, which is not known.
+function predicted({ shadow, upstream, predicted_wait_seconds: wait }, unreachable) {
+  if (shadow) return seconds(shadow.predicted_wait_seconds);
+  return unreachable.includes(upstream) ? 'unknown' : seconds(wait);
+}
+
+function showLane(lane, view, now, unreachable) {
   sample(lane, view.granted, now);
   put(lane.queued, String(view.shadow ? view.shadow.queued : view.queued));
   put(lane.oldest, view.queued ? seconds(view.oldest_wait_seconds) : '');
-  put(lane.predicted, seconds(view.shadow ? view.shadow.predicted_wait_seconds : view.predicted_wait_seconds));
+  put(lane.predicted, predicted(view, unreachable));
   put(lane.grantedText, (lane.points.at(-1) ?? 0).toFixed(1));
   put(lane.rate, `${rate(view.effective_per_second)} of ${rate(view.limit_per_second)}`);
   put(lane.pause, pauseText(view));
@@ -119,8 +127,8 @@ function showLane(lane, view, now) {
 }
 
 // Flowgate has forgotten the lane: no call is queued, none was sent for one window, and the lane is not paused.
-function showIdle(lane, now) {
-  if (now > lane.before.now) showLane(lane, { ...lane.view, granted: lane.before.granted, queued: 0, oldest_wait_seconds: 0, predicted_wait_seconds: 0, pause_remaining_seconds: 0, operator_pause: undefined, hold_used: 0, tenants: [] }, now);
+function showIdle(lane, now, unreachable) {
+  if (now > lane.before.now) showLane(lane, { ...lane.view, granted: lane.before.granted, queued: 0, oldest_wait_seconds: 0, predicted_wait_seconds: 0, pause_remaining_seconds: 0, operator_pause: undefined, hold_used: 0, tenants: [] }, now, unreachable);
   lane.row.classList.add('idle');
 }
 
@@ -138,18 +146,19 @@ function showTenants(lane, tenants) {
   lane.tenants.replaceChildren(make('td', { role: 'cell', colspan: '8' }, inside));
 }
 
-function showLanes({ lanes: views, all_lanes: all, at_ms: now }) {
+function showLanes({ lanes: views, all_lanes: all, at_ms: now, upstreams }) {
   const body = at('lanes').tBodies[0];
+  const unreachable = upstreams.filter((one) => !one.reachable).map((one) => one.url);
   for (const view of views) {
     const name = JSON.stringify([view.account, view.action]);
     if (!lanes.has(name)) lanes.set(name, newLane(view));
     const lane = lanes.get(name);
     lane.view = view;
     lane.called = now;
-    showLane(lane, view, now);
+    showLane(lane, view, now, unreachable);
   }
   for (const [name, lane] of lanes) {
-    if (lane.called !== now) showIdle(lane, now);
+    if (lane.called !== now) showIdle(lane, now, unreachable);
     if (now - lane.called > REMEMBERED_MS) {
       lanes.delete(name);
       lane.row.remove();
@@ -341,7 +350,7 @@ at('charts').append(rates.figure, queue.figure);
 let history = null;
 let historyAt = 0;
 // A new sample comes every 5 seconds.
-async function loadHistory(now, shown) {
+async function loadHistory(now) {
   if (now - historyAt < 5000) return;
   historyAt = now;
   try {
@@ -349,7 +358,6 @@ async function loadHistory(now, shown) {
     if (!answer.ok) return;
     history = await answer.json();
     showHistory();
-    showHealth(shown);
   } catch {
     // The stream reports that Flowgate cannot be reached.
   }
@@ -400,12 +408,19 @@ function showHealth(shown) {
   };
   for (const [party] of PARTIES) {
     const names = [...new Set(found.filter((one) => one.party === party).map((one) => one.name))];
-    const tile = at(`health-${party}`);
-    tile.classList.toggle('bad', names.length > 0);
-    tile.classList.toggle('off', party === 'store' && !shown.store);
-    put(tile.querySelector('.state'), names.length ? names.join(', ') : party === 'store' && !shown.store ? 'Not used' : 'No problem');
-    put(tile.querySelector('.facts'), party === 'store' && !shown.store ? 'Each Flowgate has the whole quota.' : facts[party].join('; '));
+    const isUnused = party === 'store' && !shown.store;
+    at(`health-${party}`).classList.toggle('off', isUnused);
+    showTile(party, names.length > 0, names.join(', ') || (isUnused ? 'Not used' : 'No problem'), isUnused ? 'Each Flowgate has the whole quota.' : facts[party].join('; '));
   }
+}
+
+function showTile(party, isBad, state, facts) {
+  const tile = at(`health-${party}`);
+  tile.classList.toggle('bad', isBad);
+  const line = tile.querySelector('.state');
+  // A name like UpstreamUnreachable is wider than a narrow tile: it breaks between its words.
+  if (line.textContent !== state) line.replaceChildren(...state.split(/(?<=[a-z])(?=[A-Z])/).flatMap((word) => [word, make('wbr')]));
+  put(tile.querySelector('.facts'), facts);
 }
 
 // === Attention needed ===
@@ -425,7 +440,7 @@ function troubles(shown) {
   const found = [];
   const add = (name, about, text, more) => found.push({ name, about, text, more });
   for (const { url, proxy, reachable, reason, down_seconds: down } of upstreams) {
-    if (!reachable) add('UpstreamUnreachable', `${url}: ${reason}`, `${url} has been unreachable for ${seconds(down)}. Its calls wait until their hold ends, and nothing is sent. Check the network, DNS and ${proxy ? `the proxy ${proxy}` : 'proxies'} between this machine and it.`);
+    if (!reachable) add('UpstreamUnreachable', `${url}: ${reason}`, `${url} has been unreachable for ${seconds(down)}. Its calls wait until their hold ends, and nothing is sent; how long a new call waits is unknown. Check the network, DNS and ${proxy ? `the proxy ${proxy}` : 'proxies'} between this machine and it.`);
   }
   if (store && !store.up) add('StoreDown', '', 'The store of the shared quota does not respond. Each replica continues with its part of the quota, or refuses calls (quota.on_store_failure). Check the store and the network to it.');
   if (journal && !journal.up) add('JournalDown', '', 'The journal cannot be written; calls without a key continue. Check the disk and the permissions of its directory.');
@@ -612,13 +627,18 @@ async function send() {
     at('ask-token-row').hidden = session.token !== null;
     put(at('ask-error'), answer.status === 401 ? 'Wrong token.' : await answer.text());
   } catch (error) {
-    put(at('ask-error'), `The request failed: ${error.message}.`);
+    put(at('ask-error'), `No answer (${error.message}). The action may still be performed.`);
   }
 }
 
 // === The stream ===
 
+let heardAt = new Date();
+
 function show(shown) {
+  heardAt = new Date();
+  showAge(false);
+  showLink('Live', 'live');
   document.body.classList.toggle('may-order', shown.may_order);
   showState(shown);
   showTroubles(shown);
@@ -626,7 +646,24 @@ function show(shown) {
   showUnknown(shown);
   showHealth(shown);
   showLastCalls(shown);
-  loadHistory(shown.at_ms, shown);
+  loadHistory(shown.at_ms);
+}
+
+// Without data the page does not know which other party has a problem.
+function showLost(why) {
+  const since = heardAt.toTimeString().slice(0, 8);
+  showAge(true);
+  showLink(`Not connected (${why}); the data below is old`, 'lost');
+  put(at('verdict'), `Look at Flowgate, or at the network to it: no data since ${since}.`);
+  at('verdict').className = 'red';
+  showTile('flowgate', true, 'No data', `since ${since}: ${why}`);
+  document.title = '(no data) Flowgate';
+}
+
+// Old data is grey, and nothing is done because of it: Flowgate would perform the action when it continues.
+function showAge(isOld) {
+  document.body.classList.toggle('old', isOld);
+  for (const button of document.querySelectorAll('.orders button, #ask-do')) button.disabled = isOld;
 }
 
 function showLink(text, classes) {
@@ -634,31 +671,39 @@ function showLink(text, classes) {
   at('link').className = classes;
 }
 
-async function follow() {
-  const answer = await request('events');
+// Rejects if the promise takes too long: the connection to a process that hangs stays open.
+function inTime(promise) {
+  const late = (resolve, reject) => setTimeout(reject, 1000 * SILENCE_SECONDS, new Error(`no data for ${SILENCE_SECONDS} s`));
+  return Promise.race([promise, new Promise(late)]);
+}
+
+async function follow({ signal }) {
+  const answer = await inTime(request('events', { signal }));
   if (answer.status === 401) {
     showLink('Token required', '');
     return askForToken(session.token === null ? '' : 'Wrong token.');
   }
-  if (!answer.ok) throw new Error((await answer.text()).trim());
+  if (!answer.ok) throw new Error((await inTime(answer.text())).trim());
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = ''; ; ) {
-    const { value, done } = await reader.read();
+    const { value, done } = await inTime(reader.read());
     if (done) throw new Error('the stream has ended');
     const events = (text + value).split('\n\n');
     text = events.pop();
     for (const event of events) show(JSON.parse(event.replace(/^data: /, '')));
-    showLink('Live', 'live');
   }
 }
 
 async function keepFollowing() {
   for (;;) {
+    const stream = new AbortController();
     try {
-      await follow();
+      await follow(stream);
     } catch (error) {
-      showLink(`Not connected (${error.message}); the data below is old`, 'lost');
-      await new Promise((resolve) => setTimeout(resolve, 2000));
+      showLost(error.message);
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    } finally {
+      stream.abort();
     }
   }
 }
