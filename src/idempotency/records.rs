@@ -139,6 +139,8 @@ pub(crate) struct Loss {
     pub(crate) request_id: Option<Box<str>>,
     /// The journal's name of the attempt, if it is in a journal.
     pub(crate) attempt: Option<Box<str>>,
+    /// The claim of the call in the store that replicas share; if it is known.
+    pub(crate) owner: Option<Owner>,
     /// Whether Flowgate looks for the flow.
     pub(crate) is_sought: bool,
 }
@@ -265,15 +267,16 @@ impl Records {
         states.any(|state| matches!(state, State::Done(done) if *done.created.flow_id == *flow_id))
     }
 
-    /// Ends an unknown outcome, and answers the callers that wait for it. Returns the outcome that
+    /// Ends the unknown outcome that was `judged`, and answers the callers that wait for it. Returns what
     /// was unknown; `None` if it is not unknown any more.
     pub(crate) fn resolve(
         &self,
         name: RecordName,
+        judged: &UnknownOutcome,
         resolution: Resolution,
         now: Instant,
     ) -> Option<Arc<UnknownOutcome>> {
-        self.end_unknown(name, now, |outcome| match resolution {
+        self.end_unknown(name, judged, now, |outcome| match resolution {
             Resolution::Created(created) | Resolution::SettledCreated(created) => {
                 End::Done(Arc::new(created))
             }
@@ -283,13 +286,14 @@ impl Records {
     }
 
     /// Begins or ends the search for the flow of an unknown outcome.
-    pub(crate) fn set_search(&self, name: RecordName, search: Search) {
-        self.end_unknown(name, Instant::now(), |outcome| outcome.with(search));
+    pub(crate) fn set_search(&self, name: RecordName, judged: &UnknownOutcome, search: Search) {
+        self.end_unknown(name, judged, Instant::now(), |outcome| outcome.with(search));
     }
 
     fn end_unknown(
         &self,
         name: RecordName,
+        judged: &UnknownOutcome,
         now: Instant,
         end: impl FnOnce(&UnknownOutcome) -> End,
     ) -> Option<Arc<UnknownOutcome>> {
@@ -301,6 +305,9 @@ impl Records {
         else {
             return None;
         };
+        if !outcome.is_of_call(judged) {
+            return None;
+        }
         let (running, outcome) = (running.clone(), outcome.clone());
         let end = end(&outcome);
         table.end(name, &running, &end, now);
@@ -687,6 +694,7 @@ impl Drop for Marked {
             reason: "the call was interrupted".into(),
             request_id: None,
             attempt: None,
+            owner: None,
             is_sought: false,
         };
         self.finish(CallEnd::Unknown(loss), None);
@@ -702,6 +710,7 @@ impl Loss {
             request_id: self.request_id,
             order,
             attempt: self.attempt,
+            owner: self.owner,
             at,
             ended: Instant::now(),
             stamped_until,

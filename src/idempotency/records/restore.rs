@@ -210,6 +210,7 @@ impl FoundAttempt {
                     request_id,
                     order: order.clone(),
                     attempt: Some(attempt_name.clone()),
+                    owner: None,
                     at: sent,
                     ended: instant(sent),
                     // The earlier process may have stamped a request until it ended.
