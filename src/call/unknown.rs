@@ -141,7 +141,8 @@ pub(crate) async fn settle(
         None => Resolution::SettledNotCreated,
     };
     // Two words at the same time could give one flow to two calls.
-    let _one = services.words.lock().await;
+    let one = services.words.acquire().await;
+    let _one = one.expect("a semaphore that is never closed");
     let seen = may_be_said(services, name, outcome, &word).await?;
     let in_journal = match (&services.journal, &outcome.attempt) {
         (Some(journal), Some(attempt)) => {
