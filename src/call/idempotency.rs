@@ -331,6 +331,7 @@ fn end_of(judged: &Judged, attempt: Option<Box<str>>, is_sought: bool) -> CallEn
             reason: reason.into(),
             request_id: judged.verdict.request_id().map(Into::into),
             attempt,
+            owner: None,
             is_sought,
         })
     };
@@ -481,10 +482,12 @@ impl KeyedCall<'_> {
                 }
                 Found::Unknown(unknown) => match Box::pin(self.seen_elsewhere()).await {
                     Some(SharedState::Done(created)) => {
-                        unknown::resolve_here(services, order.name, Resolution::Created(created));
+                        let found = Resolution::Created(created);
+                        unknown::resolve_here(services, order.name, &unknown, found);
                     }
                     Some(SharedState::Absent) => {
-                        unknown::resolve_here(services, order.name, Resolution::Absent);
+                        let found = Resolution::Absent;
+                        unknown::resolve_here(services, order.name, &unknown, found);
                     }
                     // The outcome was resolved there, and the key's next call is under way.
                     Some(SharedState::Claimed | SharedState::Open) => {
@@ -919,8 +922,11 @@ impl Runner {
     }
 
     /// Tells the other replicas first, then those that wait.
-    async fn end(mut self, end: CallEnd, answer: Option<Answer>) {
+    async fn end(mut self, mut end: CallEnd, answer: Option<Answer>) {
         if let Some(shared) = &self.shared {
+            if let CallEnd::Unknown(loss) = &mut end {
+                loss.owner = Some(shared.owner());
+            }
             shared.settle(&end, self.stamped_until).await;
         }
         if let (CallEnd::Created(created), Some((name, order))) = (&end, self.keyless.take()) {

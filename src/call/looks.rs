@@ -103,8 +103,8 @@ pub(crate) fn reconfigure(services: &CallServices) {
         let order = &outcome.order;
         let is_wanted = may_look(services, &order.account) && order.flow.can_be_sought();
         match (&outcome.search, is_wanted) {
-            (Search::Active, false) => services.records.set_search(name, Search::None),
-            (Search::None, true) => services.records.set_search(name, Search::Active),
+            (Search::Active, false) => services.records.set_search(name, &outcome, Search::None),
+            (Search::None, true) => services.records.set_search(name, &outcome, Search::Active),
             _ => {}
         }
     }

@@ -12,7 +12,7 @@ use crate::idempotency::fingerprint::RecordName;
 use crate::idempotency::record::Order;
 use crate::idempotency::records::{CallEnd, Loss};
 use crate::idempotency::shared::{
-    KeyClaim, Settlement, SharedEnd, SharedRecord, SharedRecords, SharedState,
+    KeyClaim, Owner, Settlement, SharedEnd, SharedRecord, SharedRecords, SharedState,
 };
 use crate::store::Unavailable;
 
@@ -101,6 +101,7 @@ impl SharedKey {
             reason: "the call of another replica has no certain answer".into(),
             request_id: record.request_id,
             attempt: None,
+            owner: Some(record.owner),
             is_sought: self.is_sought,
         };
         ClaimedKey::Ended(CallEnd::Unknown(loss), stamped_until)
@@ -110,6 +111,11 @@ impl SharedKey {
     pub(super) async fn mark(&self, stamped_until: Instant) -> Result<bool, Unavailable> {
         let remaining = stamped_until.saturating_duration_since(Instant::now());
         self.records.mark(&self.claim, remaining).await
+    }
+
+    /// The claim of the call in the store.
+    pub(super) fn owner(&self) -> Owner {
+        self.claim.owner.clone()
     }
 
     /// Settles the end of the call. If the store gives no answer it is settled later.

@@ -43,29 +43,30 @@ pub(crate) struct Recorded {
 /// How long an operator's word waits for the journal's disk.
 const RECORD_WITHIN: Duration = Duration::from_secs(2);
 
-/// Ends an unknown outcome by what looks have found, in the store, then here, and answers the callers that
-/// wait for it. Returns the outcome that was unknown; `None` if it is not unknown any more.
+/// Ends the unknown outcome that was `judged` by what looks have found, in the store, then here, and answers
+/// the callers that wait for it. Returns what was unknown; `None` if it is not unknown any more.
 pub(crate) async fn resolve(
     services: &CallServices,
     name: RecordName,
+    judged: &UnknownOutcome,
     resolution: Resolution,
 ) -> Option<Arc<UnknownOutcome>> {
     // A repetition that is sent at once must find the key free in the store, too.
-    match share(services, name, &resolution).await {
+    match share(services, name, judged, &resolution).await {
         // Another replica was first, and its word holds.
         Some(SharedState::Done(created)) => {
             let is_the_same = resolution.flow_id() == Some(&created.flow_id);
-            let outcome = resolve_here(services, name, Resolution::Created(created));
+            let outcome = resolve_here(services, name, judged, Resolution::Created(created));
             outcome.filter(|_| is_the_same)
         }
         // Another replica was first: nothing was created. The key's next call may be under way there.
         Some(SharedState::Absent | SharedState::Claimed | SharedState::Open)
             if resolution.flow_id().is_some() =>
         {
-            resolve_here(services, name, Resolution::Absent);
+            resolve_here(services, name, judged, Resolution::Absent);
             None
         }
-        _ => resolve_here(services, name, resolution),
+        _ => resolve_here(services, name, judged, resolution),
     }
 }
 
@@ -73,11 +74,12 @@ pub(crate) async fn resolve(
 pub(crate) fn resolve_here(
     services: &CallServices,
     name: RecordName,
+    judged: &UnknownOutcome,
     resolution: Resolution,
 ) -> Option<Arc<UnknownOutcome>> {
     let outcome = services
         .records
-        .resolve(name, resolution.clone(), Instant::now())?;
+        .resolve(name, judged, resolution.clone(), Instant::now())?;
     count(services, &outcome, result_of(&resolution));
     record(services, &outcome, &resolution);
     Some(outcome)
@@ -89,10 +91,13 @@ pub(crate) fn resolve_here(
 async fn share(
     services: &CallServices,
     name: RecordName,
+    judged: &UnknownOutcome,
     resolution: &Resolution,
 ) -> Option<SharedState> {
-    let outcome = services.records.unknown_outcome(name)?;
-    let shared = store_of(services, name, &outcome)?;
+    if !services.records.is_unknown(name, judged) {
+        return None;
+    }
+    let shared = store_of(services, name, judged)?;
     let end = match resolution {
         Resolution::Created(created) | Resolution::SettledCreated(created) => {
             SharedEnd::Done(created.clone())
@@ -102,7 +107,7 @@ async fn share(
         // It stays unknown.
         Resolution::Ambiguous(_) => return None,
     };
-    let shared = shared.resolve(name, &outcome.order, end);
+    let shared = shared.resolve(name, &judged.order, end);
     shared.await.ok().flatten()
 }
 
@@ -151,45 +156,51 @@ pub(crate) async fn settle(
     };
     let said = match seen {
         Some(SharedState::Unknown(record)) => {
-            let said = say(services, name, outcome, &word, record.owner).await;
-            said.inspect_err(|refused| restate(services, name, outcome, *refused))?
+            match say(services, name, outcome, &word, record.owner).await {
+                Ok(said) => said,
+                Err(refused) => {
+                    restate(services, name, outcome).await;
+                    return Err(refused);
+                }
+            }
         }
         // It has ended there, as the word says.
         ended => ended,
     };
-    let in_store = !matches!(said, Some(SharedState::Unknown(_) | SharedState::Gated));
+    let in_store = said != Some(SharedState::Gated);
     let end = match said {
         Some(SharedState::Done(created)) => Resolution::Created(created),
         _ => word.clone(),
     };
-    if let Some(outcome) = services.records.resolve(name, end, Instant::now()) {
+    let resolved = services.records.resolve(name, outcome, end, Instant::now());
+    if let Some(outcome) = resolved {
         count(services, &outcome, result_of(&word));
         return Ok(Recorded {
             in_journal,
             in_store,
         });
     }
-    restate(services, name, outcome, WordRefused::Ended);
+    restate(services, name, outcome).await;
     Err(WordRefused::Ended)
 }
 
 /// The journal has a word that does not hold, because the outcome had another end, or another call got the
-/// flow, while the word was written. The last line of an attempt counts.
-fn restate(
-    services: &CallServices,
-    name: RecordName,
-    outcome: &UnknownOutcome,
-    refused: WordRefused,
-) {
+/// flow, while the word was written. The last line of an attempt counts, so it waits for room in the queue.
+async fn restate(services: &CallServices, name: RecordName, outcome: &UnknownOutcome) {
+    let (Some(journal), Some(attempt)) = (&services.journal, &outcome.attempt) else {
+        return;
+    };
     let end = match services.records.created(name) {
         Some(created) => Resolution::Created((*created).clone()),
-        None if refused == WordRefused::OtherFlow => {
-            let found = "an operator named the flow of another order";
+        None if services.records.is_unknown(name, outcome) => {
+            let found = "the word of an operator did not hold";
             Resolution::Ambiguous(found.into())
         }
         None => Resolution::Absent,
     };
-    record(services, outcome, &end);
+    // Also a line that the disk does not take in time is written later.
+    let written = journal.record_resolved(line_of(attempt, &end), RECORD_WITHIN);
+    written.await;
 }
 
 /// Says a word to the store, whose record is unknown and of this owner. Returns the state there afterwards, if
@@ -210,15 +221,15 @@ async fn say(
     };
     let said = shared.resolve_of(name, &outcome.order, owner.clone(), end);
     let state = said.await.unwrap_or(Some(SharedState::Gated));
-    if let Some(SharedState::Unknown(record)) = &state
-        && record.owner == owner
-    {
-        return Err(WordRefused::OtherFlow);
-    }
     if let Some(state) = &state {
-        agrees(services, name, word, state)?;
+        agrees(services, name, outcome, word, state)?;
     }
-    Ok(state)
+    match &state {
+        Some(SharedState::Unknown(record)) if record.owner == owner => Err(WordRefused::OtherFlow),
+        // The outcome that the word was said of has ended there.
+        Some(SharedState::Unknown(_)) => Err(WordRefused::Ended),
+        _ => Ok(state),
+    }
 }
 
 /// Checks that an operator's word would hold at all replicas. Returns what the store says of the call, if
@@ -250,7 +261,7 @@ async fn may_be_said(
         }
     }
     if let Some(state) = &seen {
-        agrees(services, name, word, state)?;
+        agrees(services, name, outcome, word, state)?;
     }
     Ok(seen)
 }
@@ -260,6 +271,7 @@ async fn may_be_said(
 fn agrees(
     services: &CallServices,
     name: RecordName,
+    outcome: &UnknownOutcome,
     word: &Resolution,
     state: &SharedState,
 ) -> Result<(), WordRefused> {
@@ -273,9 +285,13 @@ fn agrees(
         {
             Resolution::Absent
         }
+        // Nothing was created. The key's next call is unknown, too.
+        SharedState::Unknown(record) if !record.may_be_of(outcome.owner.as_ref()) => {
+            Resolution::Absent
+        }
         _ => return Ok(()),
     };
-    resolve_here(services, name, end);
+    resolve_here(services, name, outcome, end);
     Err(WordRefused::Ended)
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, FlowNameHash, flow_name_hash};
+use super::shared::Owner;
 use crate::error::{Outcome, Refusal};
 use crate::observe::record::CallNotes;
 use crate::primitives::id::{AccountId, ClientId};
@@ -94,6 +95,10 @@ pub(crate) struct UnknownOutcome {
     pub(crate) order: Arc<Order>,
     /// The journal's name of the attempt, if it is in a journal.
     pub(crate) attempt: Option<Box<str>>,
+    /// The claim of the call in the store that replicas share; if it is known.
+    pub(crate) owner: Option<Owner>,
+    /// It was read in a journal that has no end of it: another process that writes there may have it in flight.
+    pub(crate) is_open_in_journal: bool,
     /// When the attempt was sent, by this host's clock.
     pub(crate) at: SystemTime,
     /// When the attempt ended.
@@ -186,6 +191,12 @@ impl Resolution {
 // === impl UnknownOutcome ===
 
 impl UnknownOutcome {
+    /// Whether both are of one call. What was learned of a call must not end the next one of its key,
+    /// which may have been sent and lost meanwhile: each call has an order of its own.
+    pub(super) fn is_of_call(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.order, &other.order)
+    }
+
     /// The same unknown outcome with another state of the search.
     pub(super) fn with(&self, search: Search) -> End {
         End::Unknown(Arc::new(Self {

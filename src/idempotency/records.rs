@@ -139,6 +139,8 @@ pub(crate) struct Loss {
     pub(crate) request_id: Option<Box<str>>,
     /// The journal's name of the attempt, if it is in a journal.
     pub(crate) attempt: Option<Box<str>>,
+    /// The claim of the call in the store that replicas share; if it is known.
+    pub(crate) owner: Option<Owner>,
     /// Whether Flowgate looks for the flow.
     pub(crate) is_sought: bool,
 }
@@ -265,15 +267,16 @@ impl Records {
         states.any(|state| matches!(state, State::Done(done) if *done.created.flow_id == *flow_id))
     }
 
-    /// Ends an unknown outcome, and answers the callers that wait for it. Returns the outcome that
+    /// Ends the unknown outcome that was `judged`, and answers the callers that wait for it. Returns what
     /// was unknown; `None` if it is not unknown any more.
     pub(crate) fn resolve(
         &self,
         name: RecordName,
+        judged: &UnknownOutcome,
         resolution: Resolution,
         now: Instant,
     ) -> Option<Arc<UnknownOutcome>> {
-        self.end_unknown(name, now, |outcome| match resolution {
+        self.end_unknown(name, judged, now, |outcome| match resolution {
             Resolution::Created(created) | Resolution::SettledCreated(created) => {
                 End::Done(Arc::new(created))
             }
@@ -283,13 +286,14 @@ impl Records {
     }
 
     /// Begins or ends the search for the flow of an unknown outcome.
-    pub(crate) fn set_search(&self, name: RecordName, search: Search) {
-        self.end_unknown(name, Instant::now(), |outcome| outcome.with(search));
+    pub(crate) fn set_search(&self, name: RecordName, judged: &UnknownOutcome, search: Search) {
+        self.end_unknown(name, judged, Instant::now(), |outcome| outcome.with(search));
     }
 
     fn end_unknown(
         &self,
         name: RecordName,
+        judged: &UnknownOutcome,
         now: Instant,
         end: impl FnOnce(&UnknownOutcome) -> End,
     ) -> Option<Arc<UnknownOutcome>> {
@@ -301,6 +305,9 @@ impl Records {
         else {
             return None;
         };
+        if !outcome.is_of_call(judged) {
+            return None;
+        }
         let (running, outcome) = (running.clone(), outcome.clone());
         let end = end(&outcome);
         table.end(name, &running, &end, now);
@@ -314,12 +321,14 @@ impl Records {
         Some(outcome)
     }
 
-    /// The finished and unknown keys, for the store that replicas share.
-    pub(crate) fn shareable(&self, now: Instant) -> Vec<Published> {
+    /// The finished and unknown keys, for the store that replicas share. `is_journal_shared`: another
+    /// process writes the journal, too.
+    pub(crate) fn shareable(&self, now: Instant, is_journal_shared: bool) -> Vec<Published> {
         let table = self.table.lock();
         let keep = table.bounds.keep;
         let records = table.records.iter();
-        let shareable = records.filter_map(|(name, record)| record.shareable(*name, keep, now));
+        let shareable = records
+            .filter_map(|(name, record)| record.shareable(*name, keep, now, is_journal_shared));
         shareable.collect()
     }
 
@@ -519,7 +528,13 @@ impl Record {
 
     /// What the store learns of the record if it is a key that has ended. Another replica may have sent a
     /// call of its own for a key that the store does not know.
-    fn shareable(&self, name: RecordName, keep: Duration, now: Instant) -> Option<Published> {
+    fn shareable(
+        &self,
+        name: RecordName,
+        keep: Duration,
+        now: Instant,
+        is_journal_shared: bool,
+    ) -> Option<Published> {
         if !self.state.is_in_store() {
             return None;
         }
@@ -528,11 +543,13 @@ impl Record {
             State::Done(done) if !done.is_for_one => {
                 let passed = now.saturating_duration_since(done.at);
                 let end = SharedEnd::Done((*done.created).clone());
-                (end, done.at, keep.checked_sub(passed)?)
+                (Some(end), done.at, keep.checked_sub(passed)?)
             }
             State::Unknown(running, outcome) if running.order.kind == OrderKind::Keyed => {
                 let request_id = outcome.request_id.clone();
-                let end = SharedEnd::Unknown { request_id };
+                // The process that may have it in flight must still be able to end it in the store.
+                let is_open = is_journal_shared && outcome.is_open_in_journal;
+                let end = (!is_open).then_some(SharedEnd::Unknown { request_id });
                 flow_name = running.order.flow_name_hash();
                 (end, outcome.stamped_until, KEEP_UNKNOWN)
             }
@@ -545,7 +562,7 @@ impl Record {
                 print: self.fingerprint(),
                 flow_name,
             },
-            end: Some(end),
+            end,
             signed_until,
             // Redis refuses a lifetime of zero.
             lifetime: lifetime.max(Duration::from_secs(1)),
@@ -687,6 +704,7 @@ impl Drop for Marked {
             reason: "the call was interrupted".into(),
             request_id: None,
             attempt: None,
+            owner: None,
             is_sought: false,
         };
         self.finish(CallEnd::Unknown(loss), None);
@@ -702,6 +720,8 @@ impl Loss {
             request_id: self.request_id,
             order,
             attempt: self.attempt,
+            owner: self.owner,
+            is_open_in_journal: false,
             at,
             ended: Instant::now(),
             stamped_until,

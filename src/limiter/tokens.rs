@@ -64,8 +64,6 @@ impl Tokens {
     pub(crate) fn set_rate(&mut self, rate: Rate) {
         self.away = rate.away();
         self.usable = rate.tokens as usize;
-        // A replica's part of the tokens may have grown.
-        self.count = self.count.max(self.usable);
         self.spacing = rate.spacing;
     }
 

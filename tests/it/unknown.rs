@@ -300,6 +300,32 @@ async fn a_word_of_not_created_holds_before_the_call_is_repeated() {
 }
 
 #[tokio::test]
+async fn a_word_of_a_call_does_not_end_a_later_one_of_another_replica() {
+    let sim = endpoint("always,close-after").await;
+    let redis = Redis::start().await;
+    let [a, b] = replicas(&sim, &redis).await;
+    for (number, word) in [created, |id: &str, _: &str| not_created(id)]
+        .into_iter()
+        .enumerate()
+    {
+        let name = format!("lost-{number}");
+        let [at_a, at_b] = lose([&a, &b], &name).await;
+        assert_eq!(settle(b.admin, &not_created(&at_b)).await.status, 200);
+        is(&send(b.proxy, &name).await, 409, "unknown");
+        let late = settle(a.admin, &word(&at_a, "77")).await;
+        assert_eq!(late.status, 404, "{late:?}");
+        for replica in [&a, &b] {
+            is(&send(replica.proxy, &name).await, 409, "unknown");
+        }
+        assert_eq!(sim.report().arrived, 2 * (number as u64 + 1));
+        let again = request_id(a.admin, &name).await;
+        assert_ne!(again, at_a);
+        let said = settle(a.admin, &word(&again, "78")).await;
+        assert_eq!(said.status, 200, "{said:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_word_is_refused_while_the_store_cannot_record_it() {
     let sim = endpoint("next=1,close-after").await;
     let mut redis = Redis::start().await;

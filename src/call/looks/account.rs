@@ -166,8 +166,8 @@ impl AccountLooks {
 
     async fn look(&mut self, services: &Arc<CallServices>, batch: Batch) {
         if !may_look(services, &self.account) {
-            for Sought { name, .. } in sought(services, &self.account) {
-                services.records.set_search(name, Search::None);
+            for Sought { name, outcome } in sought(services, &self.account) {
+                services.records.set_search(name, &outcome, Search::None);
             }
             return;
         }
@@ -206,7 +206,7 @@ impl AccountLooks {
                 Lease::Mine => leased.push(sought),
                 Lease::Resolved(created) => {
                     let resolution = Resolution::Created(created);
-                    unknown::resolve_here(services, sought.name, resolution);
+                    unknown::resolve_here(services, sought.name, &sought.outcome, resolution);
                 }
                 Lease::Elsewhere => {
                     let watch = self.watches.entry(sought.name).or_default();
@@ -316,7 +316,7 @@ impl AccountLooks {
         };
         services.metrics.looked(self.account.as_str(), result);
         if let Some(resolution) = resolution
-            && unknown::resolve(services, *name, resolution.clone())
+            && unknown::resolve(services, *name, outcome, resolution.clone())
                 .await
                 .is_some()
         {

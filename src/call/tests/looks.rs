@@ -550,10 +550,15 @@ async fn a_near_name_and_a_space_without_a_known_flow_prove_no_absence() {
         let (reply, _) = gateway.repeat("s-1", 120).await;
         reply.is(409, Some("unknown"));
         assert_eq!(gateway.cams.count("CreateFlow"), 2);
-        let (name, _) = gateway.services.records.unknown()[0];
-        unknown::resolve(&gateway.services, name, Resolution::SettledNotCreated)
-            .await
-            .unwrap();
+        let (name, outcome) = gateway.services.records.unknown().remove(0);
+        unknown::resolve(
+            &gateway.services,
+            name,
+            &outcome,
+            Resolution::SettledNotCreated,
+        )
+        .await
+        .unwrap();
         let reply = gateway.call(create("K-1", "1s", "s-1")).await;
         reply.is(200, Some("first"));
     }
@@ -685,14 +690,19 @@ async fn a_flow_that_an_operator_names_is_replayed() {
         .call(create("K-1", "5s", "s-1"))
         .await
         .is(409, Some("unknown"));
-    let (name, _) = gateway.services.records.unknown()[0];
+    let (name, outcome) = gateway.services.records.unknown().remove(0);
     let created = Created {
         flow_id: "77".into(),
         request_id: None,
     };
-    unknown::resolve(&gateway.services, name, Resolution::SettledCreated(created))
-        .await
-        .unwrap();
+    unknown::resolve(
+        &gateway.services,
+        name,
+        &outcome,
+        Resolution::SettledCreated(created),
+    )
+    .await
+    .unwrap();
     let reply = gateway.call(create("K-1", "5s", "s-1")).await;
     reply.is(200, Some("replayed"));
     assert_eq!(reply.flow_id.as_deref(), Some("77"));

@@ -102,6 +102,7 @@ fn lose(marked: Marked, is_sought: bool) {
         reason: "lost".into(),
         request_id: None,
         attempt: Some("run-0".into()),
+        owner: None,
         is_sought,
     };
     marked.end(CallEnd::Unknown(loss), answer());
@@ -316,9 +317,10 @@ async fn what_the_store_did_not_know_stays_unprotected_over_a_restart() {
             assert!(!records.is_protected(name(key)), "{key}");
             assert!(!records.is_in_store(name(key)), "{key}");
         }
-        assert_eq!(records.shareable(Instant::now()).len(), 0);
+        assert_eq!(records.shareable(Instant::now(), false).len(), 0);
         let resolution = Resolution::Created(created("79"));
-        records.resolve(name("open"), resolution, Instant::now());
+        let (open, outcome) = records.unknown().remove(0);
+        records.resolve(open, &outcome, resolution, Instant::now());
         assert!(!records.is_protected(name("open")));
     }
 }
@@ -500,7 +502,7 @@ async fn callers_wait_while_the_flow_of_an_unknown_outcome_is_looked_for() {
     assert_eq!(outcome.attempt.as_deref(), Some("run-0"));
     let resolve = || {
         let resolution = Resolution::Created(created("77"));
-        records.resolve(*unknown, resolution, Instant::now())
+        records.resolve(*unknown, outcome, resolution, Instant::now())
     };
     assert!(resolve().is_some());
     for waiter in [&mut first, &mut second] {
@@ -519,8 +521,8 @@ async fn an_ambiguous_outcome_ends_by_an_operators_word() {
     let (claim, mut first) = claim(&records, "k");
     lose(mark(claim), true);
     let resolve = |resolution| {
-        let (unknown, _) = records.unknown().remove(0);
-        records.resolve(unknown, resolution, Instant::now())
+        let (unknown, outcome) = records.unknown().remove(0);
+        records.resolve(unknown, &outcome, resolution, Instant::now())
     };
     assert!(resolve(Resolution::Ambiguous("two flows".into())).is_some());
     assert!(matches!(&first.end().await.end, End::Unknown(_)));
@@ -528,6 +530,52 @@ async fn an_ambiguous_outcome_ends_by_an_operators_word() {
         if unknown.search == Search::Ambiguous("two flows".into())));
     assert!(resolve(Resolution::SettledNotCreated).is_some());
     assert!(is_free(&records, "k"));
+}
+
+#[tokio::test]
+async fn what_was_learned_of_a_call_does_not_end_the_next_one_of_its_key() {
+    let records = records(10);
+    let lost = |is_sought| {
+        let (claim, _waiter) = claim(&records, "k");
+        lose(mark(claim), is_sought);
+        records.unknown().remove(0)
+    };
+    let (key, first) = lost(true);
+    let resolve = |outcome: &UnknownOutcome| {
+        let word = Resolution::SettledNotCreated;
+        records.resolve(key, outcome, word, Instant::now())
+    };
+    assert!(resolve(&first).is_some());
+    let (_, second) = lost(false);
+    assert!(resolve(&first).is_none());
+    records.set_search(key, &first, Search::Active);
+    assert!(matches!(find(&records, "k"), Found::Unknown(outcome) if outcome == second));
+    assert!(!records.is_unknown(key, &first) && records.is_unknown(key, &second));
+    // Another state of the search is of the same call.
+    records.set_search(key, &second, Search::Active);
+    assert!(resolve(&second).is_some());
+    assert!(is_free(&records, "k"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_be_in_flight_at_another_process_is_published_as_open() {
+    let clock = SystemTime::now();
+    let lost = Some((Outcome::Unknown, None));
+    let attempts = vec![
+        attempt("open", clock, 5, None),
+        attempt("lost", clock, 5, lost),
+    ];
+    let records = records(100);
+    records.restore(attempts, Instant::now(), clock, |_| false);
+    let open = |is_journal_shared| {
+        let published = records
+            .shareable(Instant::now(), is_journal_shared)
+            .into_iter();
+        let open = published.filter(|record| record.end.is_none());
+        open.map(|record| record.claim.name).collect::<Vec<_>>()
+    };
+    assert_eq!(open(true), [name("open")]);
+    assert_eq!(open(false), []);
 }
 
 #[tokio::test(start_paused = true)]
@@ -567,12 +615,13 @@ async fn the_store_never_learns_of_a_call_that_was_sent_while_it_was_lost() {
         assert!(!records.is_protected(name(key)), "{key}");
         assert_eq!(records.is_in_store(name(key)), lost == LostRecord::Journal);
     }
-    let shareable = records.shareable(Instant::now());
+    let shareable = records.shareable(Instant::now(), false);
     let names: Vec<_> = shareable.iter().map(|record| record.claim.name).collect();
     assert_eq!(names, [name("not-in-journal")]);
     // Nor when it is resolved.
     let resolution = Resolution::SettledCreated(created("78"));
-    records.resolve(name("unknown"), resolution, Instant::now());
+    let (unknown, outcome) = records.unknown().remove(0);
+    records.resolve(unknown, &outcome, resolution, Instant::now());
     assert!(!records.is_in_store(name("unknown")));
 }
 
@@ -645,13 +694,13 @@ async fn counts_agree_with_the_states_of_the_records() {
                 _ => lose(mark(claim), round % 2 == 0),
             },
             _ => {
-                if let Some((name, _)) = unknown.first() {
+                if let Some((name, outcome)) = unknown.first() {
                     let resolution = match round % 3 {
                         0 => Resolution::SettledCreated(created("78")),
                         1 => Resolution::Absent,
                         _ => Resolution::Ambiguous("two flows".into()),
                     };
-                    records.resolve(*name, resolution, Instant::now());
+                    records.resolve(*name, outcome, resolution, Instant::now());
                 }
             }
         }

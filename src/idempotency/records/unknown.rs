@@ -62,11 +62,13 @@ impl Records {
         table.unknown(table.unknown.by_account.values().flatten())
     }
 
-    /// The unknown outcome of a record, if it has one.
-    pub(crate) fn unknown_outcome(&self, name: RecordName) -> Option<Arc<UnknownOutcome>> {
+    /// Whether the outcome of this call is still unknown.
+    pub(crate) fn is_unknown(&self, name: RecordName, outcome: &UnknownOutcome) -> bool {
         let table = self.table.lock();
         let unknown = table.unknown(std::iter::once(&name));
-        unknown.into_iter().next().map(|(_, outcome)| outcome)
+        unknown
+            .iter()
+            .any(|(_, present)| present.is_of_call(outcome))
     }
 
     /// The unknown outcomes of an account, the oldest first.

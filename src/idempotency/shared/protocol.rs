@@ -289,6 +289,15 @@ impl Owner {
     }
 }
 
+// === impl SharedRecord ===
+
+impl SharedRecord {
+    /// Whether it may be the outcome of this claim. A record that was published again has no owner.
+    pub(crate) fn may_be_of(&self, owner: Option<&Owner>) -> bool {
+        owner.is_none_or(|owner| self.owner == *owner || self.owner == Owner::none())
+    }
+}
+
 // === impl KeyClaim ===
 
 impl KeyClaim {

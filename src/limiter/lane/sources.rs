@@ -102,11 +102,12 @@ impl<W> Lane<W> {
                     from,
                 }))))
             }
-            QuotaSource::Part { count, since } => {
+            QuotaSource::Part { since, .. } => {
                 // Until then other replicas may use the whole quota: slots that were dealt before
                 // this replica vanished.
                 let since = (since + VANISHED + AHEAD + store.longest_slack).max(begun);
-                Some(self.memory_source(Limit { count, ..limit }, gap, since, now))
+                // All tokens of the limit, since the part may grow. The rate limits it.
+                Some(self.memory_source(limit, gap, since, now))
             }
             QuotaSource::Unavailable { .. } => Some(Source::None),
         }

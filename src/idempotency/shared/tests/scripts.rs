@@ -476,3 +476,55 @@ fn a_mark_of_an_earlier_epoch_is_not_in_force() {
     harness.beat("a", Op::Beat);
     assert!(late.is_open && !harness.a.is_marked(&late));
 }
+
+#[test]
+fn what_a_shared_journal_says_to_be_open_is_its_owners() {
+    let mut harness = Harness::new();
+    let a = claim_of(&mut harness.a);
+    let publish = |harness: &mut Harness, claim: &KeyClaim| {
+        let published = Published {
+            claim: claim.clone(),
+            end: None,
+            signed_until: harness.now(),
+            lifetime: KEEP_OPEN,
+        };
+        let call = harness.b.publish(&[published], harness.now());
+        harness.redis.run(&call);
+        let key = format!("flowgate:{{once}}:{}", claim.name.hex());
+        let record = harness.redis.server().get(&key).unwrap();
+        record.split('|').take(2).collect::<Vec<_>>().join("|")
+    };
+    let owned = format!("o|{}", a.owner.as_str());
+    let read = KeyClaim {
+        owner: Owner::none(),
+        ..a.clone()
+    };
+    // Whoever publishes first after a loss of data.
+    assert_eq!(publish(&mut harness, &read), "o|");
+    for claim in [&a, &read, &a] {
+        assert_eq!(publish(&mut harness, claim), owned);
+    }
+    let other = claim_of(&mut harness.b);
+    assert!(publish(&mut harness, &other).starts_with("u|"));
+}
+
+#[test]
+fn a_shared_journal_ends_no_call_that_is_in_flight() {
+    let mut harness = Harness::new();
+    let a = claim_of(&mut harness.a);
+    assert_eq!(harness.claim("a", &a), SharedState::Mine);
+    assert!(harness.mark("a", &a));
+    let read = Published {
+        claim: KeyClaim {
+            owner: Owner::none(),
+            ..a.clone()
+        },
+        end: None,
+        signed_until: harness.now(),
+        lifetime: KEEP_OPEN,
+    };
+    let call = harness.b.publish(&[read], harness.now());
+    harness.redis.run(&call);
+    assert!(harness.mark("a", &a), "CAMS has throttled it");
+    assert!(harness.settle(&a, SharedEnd::Released));
+}

@@ -125,6 +125,21 @@ fn a_part_that_grows_or_shrinks_keeps_its_used_tokens() {
 }
 
 #[test]
+fn a_part_that_grows_in_its_silent_window_stays_silent() {
+    let mut harness = Harness::warm(5);
+    let since = harness.at(0);
+    harness.rows([
+        (0, Source(part(1, since)), "", "idle"),
+        (500, Source(part(2, since)), "", "idle"),
+        (500, TryGrant(1), "closed", "idle"),
+        (2019, TryGrant(1), "closed", "idle"),
+        (2020, TryGrant(1), "grant 1", "idle"),
+        (2020, TryGrant(2), "grant 2", "idle"),
+        (2020, TryGrant(3), "closed", "idle"),
+    ]);
+}
+
+#[test]
 fn forecasts_of_a_part_use_its_own_tokens() {
     let mut harness = Harness::warm(5);
     let since = harness.at(0);
