@@ -269,12 +269,7 @@ async fn keep_quota(quota: &Arc<Quota>, calls: &Arc<CallServices>) -> anyhow::Re
         .map_err(|why| anyhow::anyhow!("quota.store: {why}"))?;
     if let Some(shared) = &calls.shared_records {
         let (shared, records) = (shared.clone(), calls.records.clone());
-        let journal = calls.journal.clone();
-        let published = move || {
-            let is_journal_shared = journal.as_ref().is_some_and(|it| it.is_shared());
-            records.shareable(Instant::now(), is_journal_shared)
-        };
-        tokio::spawn(async move { shared.keep(published).await });
+        tokio::spawn(async move { shared.keep(|| records.shareable(Instant::now())).await });
     }
     let weak = Arc::downgrade(calls);
     tokio::spawn(quota.clone().keep(move || {

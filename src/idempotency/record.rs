@@ -97,8 +97,6 @@ pub(crate) struct UnknownOutcome {
     pub(crate) attempt: Option<Box<str>>,
     /// The claim of the call in the store that replicas share; if it is known.
     pub(crate) owner: Option<Owner>,
-    /// It was read in a journal that has no end of it: another process that writes there may have it in flight.
-    pub(crate) is_open_in_journal: bool,
     /// When the attempt was sent, by this host's clock.
     pub(crate) at: SystemTime,
     /// When the attempt ended.

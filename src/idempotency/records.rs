@@ -321,14 +321,12 @@ impl Records {
         Some(outcome)
     }
 
-    /// The finished and unknown keys, for the store that replicas share. `is_journal_shared`: another
-    /// process writes the journal, too.
-    pub(crate) fn shareable(&self, now: Instant, is_journal_shared: bool) -> Vec<Published> {
+    /// The finished and unknown keys, for the store that replicas share.
+    pub(crate) fn shareable(&self, now: Instant) -> Vec<Published> {
         let table = self.table.lock();
         let keep = table.bounds.keep;
         let records = table.records.iter();
-        let shareable = records
-            .filter_map(|(name, record)| record.shareable(*name, keep, now, is_journal_shared));
+        let shareable = records.filter_map(|(name, record)| record.shareable(*name, keep, now));
         shareable.collect()
     }
 
@@ -528,13 +526,7 @@ impl Record {
 
     /// What the store learns of the record if it is a key that has ended. Another replica may have sent a
     /// call of its own for a key that the store does not know.
-    fn shareable(
-        &self,
-        name: RecordName,
-        keep: Duration,
-        now: Instant,
-        is_journal_shared: bool,
-    ) -> Option<Published> {
+    fn shareable(&self, name: RecordName, keep: Duration, now: Instant) -> Option<Published> {
         if !self.state.is_in_store() {
             return None;
         }
@@ -543,13 +535,11 @@ impl Record {
             State::Done(done) if !done.is_for_one => {
                 let passed = now.saturating_duration_since(done.at);
                 let end = SharedEnd::Done((*done.created).clone());
-                (Some(end), done.at, keep.checked_sub(passed)?)
+                (end, done.at, keep.checked_sub(passed)?)
             }
             State::Unknown(running, outcome) if running.order.kind == OrderKind::Keyed => {
                 let request_id = outcome.request_id.clone();
-                // The process that may have it in flight must still be able to end it in the store.
-                let is_open = is_journal_shared && outcome.is_open_in_journal;
-                let end = (!is_open).then_some(SharedEnd::Unknown { request_id });
+                let end = SharedEnd::Unknown { request_id };
                 flow_name = running.order.flow_name_hash();
                 (end, outcome.stamped_until, KEEP_UNKNOWN)
             }
@@ -562,7 +552,7 @@ impl Record {
                 print: self.fingerprint(),
                 flow_name,
             },
-            end,
+            end: Some(end),
             signed_until,
             // Redis refuses a lifetime of zero.
             lifetime: lifetime.max(Duration::from_secs(1)),
@@ -721,7 +711,6 @@ impl Loss {
             order,
             attempt: self.attempt,
             owner: self.owner,
-            is_open_in_journal: false,
             at,
             ended: Instant::now(),
             stamped_until,

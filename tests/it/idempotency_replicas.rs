@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use cams_sim::{Running, Settings, Sim};
+use cams_sim::Running;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
+use crate::caller::{Call, Reply, try_exchange};
 use crate::harness::Metrics;
 use crate::keyed_calls::{created, created_twice, endpoint, flow_id, learn, order, state};
 use crate::process::Process;
@@ -324,45 +324,4 @@ async fn a_lost_call_of_a_process_without_the_store_is_not_resolved_by_the_store
     let again = send(&other, "lost").await;
     assert_eq!((again.status, state(&again)), (409, "unknown"), "{again:?}");
     assert_eq!(created_twice(&sim), []);
-}
-
-#[tokio::test]
-async fn a_process_that_starts_with_the_journal_of_another_does_not_end_its_calls() {
-    for (fault, status) in [
-        ("next=1,throttle", 200),
-        ("next=1,refuse=InvalidParameter", 400),
-    ] {
-        let settings = Settings {
-            limits: BTreeMap::new(),
-            latency: Duration::from_secs(3),
-            ..Settings::default()
-        };
-        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
-            .await
-            .unwrap();
-        let redis = Redis::start().await;
-        let folder = tempfile::tempdir().unwrap();
-        let journal = folder.path().join("journal");
-        let journal = format!("[journal]\npath = \"{}\"\n", journal.display());
-        let earlier = replica(&sim, &redis, &journal).await;
-        until_served(&earlier, "warm", "first").await;
-        sim.set_faults(vec![fault.parse().unwrap()]);
-        let (proxy, call) = (earlier.proxy, keyed(&earlier.proxy.to_string(), "k"));
-        let first = tokio::spawn(async move { call.send(proxy).await });
-        while sim.report().arrived < 2 {
-            tokio::task::yield_now().await;
-        }
-        let later = replica(&sim, &redis, &journal).await;
-        let first = first.await.unwrap();
-        assert_eq!(
-            (first.status, state(&first)),
-            (status, "first"),
-            "{first:?}"
-        );
-        let expected = if status == 200 { "replayed" } else { "first" };
-        let again = until_served(&later, "k", expected).await;
-        let at_earlier = until_served(&earlier, "k", "replayed").await;
-        assert_eq!(flow_id(&again), flow_id(&at_earlier));
-        assert!(created_twice(&sim).is_empty());
-    }
 }

@@ -192,7 +192,6 @@ impl FoundAttempt {
         });
         let own_id = order.request_id.clone();
         let attempt_name = Box::<str>::from(attempt.attempt);
-        let is_open_in_journal = attempt.end.is_none() && attempt.resolution.is_none();
         let end = match last(attempt.end, attempt.resolution, own_id) {
             Last::NotCreated => End::Released,
             Last::Created(created) => End::Done(Arc::new(created)),
@@ -212,7 +211,6 @@ impl FoundAttempt {
                     order: order.clone(),
                     attempt: Some(attempt_name.clone()),
                     owner: None,
-                    is_open_in_journal,
                     at: sent,
                     ended: instant(sent),
                     // The earlier process may have stamped a request until it ended.

@@ -317,7 +317,7 @@ async fn what_the_store_did_not_know_stays_unprotected_over_a_restart() {
             assert!(!records.is_protected(name(key)), "{key}");
             assert!(!records.is_in_store(name(key)), "{key}");
         }
-        assert_eq!(records.shareable(Instant::now(), false).len(), 0);
+        assert_eq!(records.shareable(Instant::now()).len(), 0);
         let resolution = Resolution::Created(created("79"));
         let (open, outcome) = records.unknown().remove(0);
         records.resolve(open, &outcome, resolution, Instant::now());
@@ -558,27 +558,6 @@ async fn what_was_learned_of_a_call_does_not_end_the_next_one_of_its_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_be_in_flight_at_another_process_is_published_as_open() {
-    let clock = SystemTime::now();
-    let lost = Some((Outcome::Unknown, None));
-    let attempts = vec![
-        attempt("open", clock, 5, None),
-        attempt("lost", clock, 5, lost),
-    ];
-    let records = records(100);
-    records.restore(attempts, Instant::now(), clock, |_| false);
-    let open = |is_journal_shared| {
-        let published = records
-            .shareable(Instant::now(), is_journal_shared)
-            .into_iter();
-        let open = published.filter(|record| record.end.is_none());
-        open.map(|record| record.claim.name).collect::<Vec<_>>()
-    };
-    assert_eq!(open(true), [name("open")]);
-    assert_eq!(open(false), []);
-}
-
-#[tokio::test(start_paused = true)]
 async fn the_answer_of_an_equal_call_is_kept_for_one_repetition_if_no_caller_got_it() {
     let records = records(10);
     let claim_equal = || claim_as(&records, "equal", OrderKind::Equal);
@@ -615,7 +594,7 @@ async fn the_store_never_learns_of_a_call_that_was_sent_while_it_was_lost() {
         assert!(!records.is_protected(name(key)), "{key}");
         assert_eq!(records.is_in_store(name(key)), lost == LostRecord::Journal);
     }
-    let shareable = records.shareable(Instant::now(), false);
+    let shareable = records.shareable(Instant::now());
     let names: Vec<_> = shareable.iter().map(|record| record.claim.name).collect();
     assert_eq!(names, [name("not-in-journal")]);
     // Nor when it is resolved.

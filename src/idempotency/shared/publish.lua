@@ -19,11 +19,9 @@ for i = 3, #KEYS, KEYS_EACH do
   }
   local record = read(KEYS[i])
   local ends = math.max(known.ends, record and record.ends or 0)
-  local are_open = record and record.state == 'o' and known.state == 'o'
-  -- An open record without an owner was read in a journal that several processes write: the owner knows its end.
-  if not record or RANK[record.state] < RANK[known.state] or are_open and record.owner == '' then
+  if not record or RANK[record.state] < RANK[known.state] then
     record = known
-  elseif are_open and known.owner ~= '' and record.owner ~= known.owner then
+  elseif record.state == 'o' and known.state == 'o' and record.owner ~= known.owner then
     -- A failover has brought an earlier call back. Neither may send another attempt.
     record.state = 'u'
   end
