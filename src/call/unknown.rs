@@ -142,6 +142,9 @@ pub(crate) async fn settle(
     };
     // Two words at the same time could give one flow to two calls.
     let _one = services.words.acquire().await;
+    if !services.records.is_unknown(name, outcome) {
+        return Err(WordRefused::Ended);
+    }
     let seen = may_be_said(services, name, outcome, &word).await?;
     let in_journal = match (&services.journal, &outcome.attempt) {
         (Some(journal), Some(attempt)) => {
@@ -192,11 +195,14 @@ async fn restate(services: &CallServices, name: RecordName, outcome: &UnknownOut
     };
     let end = match services.records.created(name) {
         Some(created) => Resolution::Created((*created).clone()),
-        None if services.records.is_unknown(name, outcome) => {
-            let found = "the word of an operator did not hold";
-            Resolution::Ambiguous(found.into())
+        None if outcome.order.kind == OrderKind::Keyed
+            && !services.records.is_unknown(name, outcome) =>
+        {
+            Resolution::Absent
         }
-        None => Resolution::Absent,
+        // It is still unknown; or it has ended, and the records do not say how: those of calls without a key
+        // are not kept.
+        None => Resolution::Ambiguous("the word of an operator did not hold".into()),
     };
     // Also a line that the disk does not take in time is written later.
     let written = journal.record_resolved(line_of(attempt, &end), RECORD_WITHIN);

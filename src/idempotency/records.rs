@@ -260,11 +260,12 @@ impl Records {
         }
     }
 
-    /// Whether a record has this FlowId. It reads all records.
+    /// Whether this FlowId is known as that of a call. It reads all records, and the latest flows of each space.
     pub(crate) fn has_flow(&self, flow_id: &str) -> bool {
         let table = self.table.lock();
         let mut states = table.records.values().map(|record| &record.state);
         states.any(|state| matches!(state, State::Done(done) if *done.created.flow_id == *flow_id))
+            || table.made_here.has(flow_id)
     }
 
     /// Ends the unknown outcome that was `judged`, and answers the callers that wait for it. Returns what

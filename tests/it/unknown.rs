@@ -588,6 +588,123 @@ async fn of_two_words_with_one_flow_at_the_same_time_one_holds() {
     assert_eq!(listed(a.admin).await.len(), unknown);
 }
 
+/// A Flowgate that looks for the flows of calls without a key, at an endpoint that loses every answer
+/// and lists no flow.
+async fn start_without_lists(path: &Path) -> (Running, Process) {
+    let faults = [
+        "always,action=CreateFlow,close-after",
+        "always,action=ListFlow,unavailable",
+    ];
+    let sim = keyed_calls::endpoint(&faults).await;
+    let more = format!(
+        "flow_names = \"unique\"\n[journal]\npath = \"{}\"\n",
+        path.display()
+    );
+    let process = start_with(&sim, &more).await;
+    (sim, process)
+}
+
+/// Loses a call of this name with or without a key. Returns its request id.
+async fn lose_within(process: &Process, name: &str, has_key: bool) -> String {
+    let query = [
+        ("Categories", "[\"SIGN_UP\"]"),
+        ("CustSpaceId", "cams-1"),
+        ("FlowName", name),
+    ];
+    let more = |call: &mut Call| {
+        call.push("x-flowgate-hold", "300ms");
+        if has_key {
+            call.push("idempotency-key", name);
+        }
+    };
+    let call = Call::v3_with(&process.proxy.to_string(), &query, more, (KEY, SECRET));
+    let reply = call.send(process.proxy).await;
+    assert_eq!(reply.status, 409, "{reply:?}");
+    request_id(process.admin, name).await
+}
+
+#[tokio::test]
+async fn of_two_words_about_a_call_without_a_key_the_journal_has_the_one_that_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let (_sim, process) = start_without_lists(&path).await;
+    for number in 0..5 {
+        let name = format!("lost-{number}");
+        let id = lose_within(&process, &name, false).await;
+        let word = created(&id, &format!("77{number}"));
+        let words = tokio::join!(settle(process.admin, &word), settle(process.admin, &word));
+        let mut statuses = [words.0.status, words.1.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 404]);
+    }
+    process.terminate().await;
+    let (code, table) = journal(&path, &[]);
+    assert_eq!(code, 0, "{table}");
+    assert_eq!(table.matches("settled: created 77").count(), 5, "{table}");
+}
+
+#[tokio::test]
+async fn a_word_gives_no_call_the_flow_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_sim, process) = start_without_lists(&folder.path().join("journal")).await;
+    for (name, has_key, status) in [("a", false, 200), ("b", false, 409), ("c", true, 409)] {
+        let id = lose_within(&process, name, has_key).await;
+        let said = settle(process.admin, &created(&id, "77")).await;
+        assert_eq!(said.status, status, "{name}: {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_word_about_a_call_in_flight_at_another_process_of_the_journal_makes_no_second_flow() {
+    let sim = endpoint("next=1,action=GetX,close-after").await;
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let journal = format!(
+        "[journal]\npath = \"{}\"\n",
+        folder.path().join("journal").display()
+    );
+    let with_store = |redis: &Redis| format!("{journal}[quota]\nstore = \"{}\"\n", redis.url());
+    let first = start_with(&sim, &with_store(&redis)).await;
+    while send(first.proxy, "before").await.status != 200 {}
+    sim.set_faults(vec!["next=1,action=CreateFlow,slow=6s".parse().unwrap()]);
+    let arrived = sim.report().arrived;
+    let proxy = first.proxy;
+    let slow = tokio::spawn(async move { send(proxy, "k").await });
+    while sim.report().arrived == arrived {
+        tokio::task::yield_now().await;
+    }
+    let second = start_with(&sim, &with_store(&redis)).await;
+    let flows = || -> Vec<_> {
+        sim.flows()
+            .into_iter()
+            .filter(|it| it.name == "k")
+            .collect()
+    };
+    if let Some(outcome) = listed(second.admin).await.first() {
+        while flows().is_empty() && !slow.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let id = outcome["request_id"].as_str().unwrap();
+        settle(second.admin, &created(id, &flows()[0].id)).await;
+    }
+    slow.await.unwrap();
+    first.terminate().await;
+    second.terminate().await;
+
+    // The journal alone: the store is a new one.
+    let store = Redis::start().await;
+    let third = start_with(&sim, &with_store(&store)).await;
+    let reply = loop {
+        let reply = send(third.proxy, "k").await;
+        if reply.status == 200 {
+            break reply;
+        }
+    };
+    is(&reply, 200, "replayed");
+    assert_eq!(flows().len(), 1);
+    assert_eq!(reply.json()["Data"]["FlowId"], flows()[0].id);
+}
+
 #[tokio::test]
 async fn only_a_permitted_and_complete_word_ends_an_unknown_outcome() {
     for (more, headers, status) in [

@@ -38,6 +38,10 @@ impl MadeHere {
         ids.push_back(flow_id.into());
     }
 
+    pub(super) fn has(&self, flow_id: &str) -> bool {
+        self.0.values().flatten().any(|id| **id == *flow_id)
+    }
+
     fn of(&self, account: &AccountId, space: &str) -> Vec<Box<str>> {
         let ids = self.0.get(&(account.clone(), space.into()));
         ids.into_iter().flatten().cloned().collect()

@@ -62,6 +62,10 @@ fn last(end: Option<KeyedEnd>, resolution: Option<KeyedResolution>, own_id: Box<
         }
         Some(end) => (end.outcome, end.reason, end.flow_id, end.request_id),
     };
+    // Nothing that was concluded later outweighs CAMS's answer.
+    if let (Outcome::Ok, Some(flow_id)) = (outcome, &flow_id) {
+        return created(flow_id.clone(), request_id);
+    }
     let found = match resolution {
         None
         | Some(KeyedResolution {
@@ -79,9 +83,8 @@ fn last(end: Option<KeyedEnd>, resolution: Option<KeyedResolution>, own_id: Box<
         }) => return created(flow_id, request_id),
         Some(KeyedResolution { flow_id: None, .. }) => return Last::NotCreated,
     };
-    match (outcome, flow_id) {
-        (Outcome::Ok, Some(flow_id)) => created(flow_id, request_id),
-        (Outcome::Ok | Outcome::Unknown, _) => Last::Unknown {
+    match outcome {
+        Outcome::Ok | Outcome::Unknown => Last::Unknown {
             reason: reason.map_or_else(|| "no certain answer".into(), Into::into),
             request_id: request_id.map(Into::into),
             found,

@@ -22,8 +22,9 @@ for i = 3, #KEYS, KEYS_EACH do
   if not record or RANK[record.state] < RANK[known.state] then
     record = known
   elseif record.state == 'o' and known.state == 'o' and record.owner ~= known.owner then
-    -- A failover has brought an earlier call back. Neither may send another attempt.
+    -- A failover has brought an earlier call back. Neither may send another attempt, and the outcome is that of both.
     record.state = 'u'
+    record.owner = ''
   end
   record.ends = ends
   write(KEYS[i], record, ARGV[at + 4])

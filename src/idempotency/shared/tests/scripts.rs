@@ -395,6 +395,30 @@ fn the_stronger_state_wins_a_publication() {
 }
 
 #[test]
+fn two_calls_in_flight_of_one_key_are_unknown_together() {
+    let mut harness = Harness::new();
+    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    harness.claim("a", &a);
+    harness.mark("a", &a);
+    // A failover has lost the claim of `b`, and has brought back that of `a`.
+    let published = Published {
+        claim: b.clone(),
+        end: None,
+        signed_until: harness.now(),
+        lifetime: KEEP_OPEN,
+    };
+    let call = harness.b.publish(&[published], harness.now());
+    harness.redis.run(&call);
+    assert!(!harness.mark("a", &a) && !harness.mark("b", &b));
+    let SharedState::Unknown(record) = harness.claim("b", &b) else {
+        panic!("it is unknown")
+    };
+    for claim in [&a, &b] {
+        assert!(record.may_be_of(Some(&claim.owner)));
+    }
+}
+
+#[test]
 fn after_a_flush_a_key_is_free_only_when_all_have_published() {
     let mut harness = Harness::new();
     let b = claim_of(&mut harness.b);
