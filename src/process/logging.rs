@@ -111,13 +111,29 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -
         write!(writer, "{}=", field.name())?;
     }
     let text = format!("{value:?}");
-    let is_quoted = text.len() > 1 && text.starts_with('"') && text.ends_with('"');
-    let is_whole = is_message || is_quoted || !text.contains(' ');
-    if is_whole && !text.contains(char::is_control) {
+    let is_whole = is_message || is_quoted(&text) || !text.contains(['"', ' ']);
+    let breaks_a_line = |char: char| char.is_control() || char != ' ' && char.is_whitespace();
+    if is_whole && !text.contains(breaks_a_line) {
         writer.write_str(&text)
     } else {
         write!(writer, "{text:?}")
     }
+}
+
+/// Whether the text is a quoted string, with no other quote in it than escaped ones.
+fn is_quoted(text: &str) -> bool {
+    let inner = text
+        .strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'));
+    inner.is_some_and(|inner| {
+        let mut is_escaped = false;
+        let is_inside = inner.chars().all(|char| {
+            let was_escaped = std::mem::take(&mut is_escaped);
+            is_escaped = char == '\\' && !was_escaped;
+            char != '"' || was_escaped
+        });
+        is_inside && !is_escaped
+    })
 }
 
 #[cfg(test)]
@@ -185,9 +201,11 @@ mod tests {
     fn a_value_with_spaces_is_quoted_once() {
         let reason = "cannot connect: connection refused";
         let error = io::Error::other("\"the host\" is down");
+        let forged = "\"a\" outcome=\"ok\"";
         let lines = logged(LogFormat::Text, LevelFilter::INFO, || {
             info!(reason, "a string");
             info!(%reason, %error, idle = 0, mode = %"enforce", "values");
+            info!(%forged, next = %"\"b", line = %"c\u{2028}d", "values");
         });
         let target = "INFO flowgate::process::logging::tests:";
         assert_eq!(
@@ -196,6 +214,9 @@ mod tests {
                 format!(r#"{target} a string reason="{reason}""#),
                 format!(
                     r#"{target} values reason="{reason}" error="\"the host\" is down" idle=0 mode=enforce"#
+                ),
+                format!(
+                    r#"{target} values forged="\"a\" outcome=\"ok\"" next="\"b" line="c\u{{2028}}d""#
                 ),
             ]
         );
