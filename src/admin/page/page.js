@@ -611,7 +611,12 @@ function order() {
   return [`lanes/${name}`, { account, action, ...(isTimed ? { seconds: Number(at('ask-seconds').value) } : {}) }];
 }
 
+// A second click would be a second order.
+let isSending = false;
+
 async function send() {
+  if (isSending) return;
+  isSending = true;
   const [path, target] = order();
   const shown = session.token ?? at('ask-token').value;
   const headers = { 'content-type': 'application/json', authorization: `Bearer ${shown}` };
@@ -628,12 +633,17 @@ async function send() {
     put(at('ask-error'), answer.status === 401 ? 'Wrong token.' : await answer.text());
   } catch (error) {
     put(at('ask-error'), `No answer (${error.message}). The action may still be performed.`);
+  } finally {
+    isSending = false;
   }
 }
 
 // === The stream ===
 
 let heardAt = new Date();
+
+// Flowgate has answered: it is not the one that is missing.
+class Refused extends Error {}
 
 function show(shown) {
   heardAt = new Date();
@@ -650,13 +660,16 @@ function show(shown) {
 }
 
 // Without data the page does not know which other party has a problem.
-function showLost(why) {
+function showLost(error) {
+  const why = error.message;
   const since = heardAt.toTimeString().slice(0, 8);
+  const isRefused = error instanceof Refused;
   showAge(true);
   showLink(`Not connected (${why}); the data below is old`, 'lost');
-  put(at('verdict'), `Look at Flowgate, or at the network to it: no data since ${since}.`);
-  at('verdict').className = 'red';
-  showTile('flowgate', true, 'No data', `since ${since}: ${why}`);
+  const verdict = isRefused ? 'Flowgate gives this page no data' : 'Look at Flowgate, or at the network to it: no data';
+  put(at('verdict'), `${verdict} since ${since}.`);
+  at('verdict').className = isRefused ? '' : 'red';
+  showTile('flowgate', !isRefused, 'No data', `since ${since}: ${why}`);
   document.title = '(no data) Flowgate';
 }
 
@@ -683,7 +696,7 @@ async function follow({ signal }) {
     showLink('Token required', '');
     return askForToken(session.token === null ? '' : 'Wrong token.');
   }
-  if (!answer.ok) throw new Error((await inTime(answer.text())).trim());
+  if (!answer.ok) throw new Refused((await inTime(answer.text())).trim());
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = ''; ; ) {
     const { value, done } = await inTime(reader.read());
@@ -700,7 +713,7 @@ async function keepFollowing() {
     try {
       await follow(stream);
     } catch (error) {
-      showLost(error.message);
+      showLost(error);
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     } finally {
       stream.abort();
