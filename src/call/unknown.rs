@@ -157,6 +157,13 @@ pub(crate) async fn settle(
         }
         _ => true,
     };
+    // Another call may have created the flow while the journal was written.
+    let records = &services.records;
+    let is_taken = word.flow_id().is_some_and(|id| records.has_flow(id));
+    if is_taken && records.is_unknown(name, outcome) {
+        restate(services, name, outcome).await;
+        return Err(WordRefused::OtherFlow);
+    }
     let said = match seen {
         Some(SharedState::Unknown(record)) => {
             match say(services, name, outcome, &word, record.owner).await {
@@ -175,8 +182,7 @@ pub(crate) async fn settle(
         Some(SharedState::Done(created)) => Resolution::Created(created),
         _ => word.clone(),
     };
-    let resolved = services.records.resolve(name, outcome, end, Instant::now());
-    if let Some(outcome) = resolved {
+    if let Some(outcome) = records.resolve(name, outcome, end, Instant::now()) {
         count(services, &outcome, result_of(&word));
         return Ok(Recorded {
             in_journal,
