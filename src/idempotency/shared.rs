@@ -337,7 +337,7 @@ impl SharedRecords {
         Ok(())
     }
 
-    /// Publishes all records of this replica in this epoch, which were read after so many `take_overs`.
+    /// Publishes all records of this replica in this epoch. `take_overs` is the count when they were read.
     async fn publish(
         &self,
         epoch: &str,

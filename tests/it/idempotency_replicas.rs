@@ -234,16 +234,22 @@ async fn without_the_store_new_keys_are_refused_or_sent_without_protection() {
     assert_eq!(created_twice(&sim), []);
 }
 
+/// The configuration of a replica with this journal that sends keyed calls without protection while the
+/// store does not answer.
+fn sends_on_loss(journal: &std::path::Path) -> String {
+    format!(
+        "[journal]\npath = \"{}\"\n[exactly_once]\non_loss = \"send\"\n",
+        journal.display()
+    )
+}
+
 #[tokio::test]
 async fn what_was_sent_without_the_store_stays_unprotected_over_a_restart() {
     let sim = endpoint(&[]).await;
     let redis = Redis::start().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
-    let more = format!(
-        "[journal]\npath = \"{}\"\n[exactly_once]\non_loss = \"send\"\n",
-        path.display()
-    );
+    let more = sends_on_loss(&path);
     let first = replica(&sim, &redis, &more).await;
     until_served(&first, "warm", "first").await;
     redis.freeze().await;
@@ -273,10 +279,7 @@ async fn a_call_whose_mark_the_store_does_not_take_is_unprotected_over_a_restart
     let redis = Redis::start().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
-    let more = format!(
-        "[journal]\npath = \"{}\"\n[exactly_once]\non_loss = \"send\"\n",
-        path.display()
-    );
+    let more = sends_on_loss(&path);
     let first = replica(&sim, &redis, &more).await;
     until_served(&first, "warm", "first").await;
     // A claim does not need this command, a mark does.
