@@ -70,9 +70,14 @@ const BEAT: Duration = Duration::from_millis(1);
 const ASK: Duration = Duration::from_millis(10);
 const CALL: Duration = Duration::from_millis(500);
 
-/// A serving thread must be blocked for less than this many units of work: 11 ms on the machine of the
-/// table. A review of all 4,000 calls for each refusal would take far longer.
+/// In all but one of 10,000 beats a serving thread must be blocked for less than this many units of work:
+/// 11 ms on the machine of the table. The host of a virtual machine may stop the thread for longer, and
+/// its clock counts that as CPU time.
 const MOST_HELD: u32 = 100;
+const NEARLY_ALL: f64 = 0.9999;
+
+/// The longest block of all must be shorter than this many units.
+const LONGEST_HELD: u32 = 1000;
 
 /// The bytes that are hashed in one unit of work, and the interval of its measurements.
 const UNIT: usize = 500 * 1024;
@@ -103,11 +108,19 @@ struct Held {
 impl Delays {
     /// In milliseconds: the median, the 99.9th percentile, the maximum.
     fn text(&self) -> String {
+        let millis = |part| self.quantile(part).as_secs_f64() * 1e3;
+        format!(
+            "{:.2}, {:.2}, {:.2}",
+            millis(0.5),
+            millis(0.999),
+            millis(1.0)
+        )
+    }
+
+    fn quantile(&self, part: f64) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort();
-        let part =
-            |part: f64| sorted[((sorted.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
-        format!("{:.2}, {:.2}, {:.2}", part(0.5), part(0.999), part(1.0))
+        sorted[((sorted.len() - 1) as f64 * part) as usize]
     }
 }
 
@@ -334,7 +347,9 @@ fn storm(name: &str, faults: &[&str], calls: usize) -> bool {
     eprintln!(
         "{name}: the longest hold was {longest_at:.2} s after the crowd came; a unit of work took {unit:.2?}"
     );
-    held.longest + BEAT < MOST_HELD * unit && failed == 0 && answers.iter().all(Option::is_some)
+    let is_free = held.held.quantile(NEARLY_ALL) + BEAT < MOST_HELD * unit
+        && held.longest + BEAT < LONGEST_HELD * unit;
+    is_free && failed == 0 && answers.iter().all(Option::is_some)
 }
 
 fn main() -> ExitCode {
