@@ -34,11 +34,10 @@ use futures_util::future::{Either, ready};
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::{Request, Response};
-use tokio::time::error::Elapsed;
 use tokio::time::{Instant, Sleep};
 
 use crate::acs::actions::{self, Effect};
-use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
+use crate::call::attempt::{Attempted, Deadlines, HoldEnded, Judged, Sending};
 use crate::call::credentials::SessionWait;
 use crate::call::idempotency::OrderCall;
 use crate::call::identify::{Caller, Claim, Sendable};
@@ -352,14 +351,14 @@ impl<'a> ActiveCall<'a> {
         &self,
         permit: SendPermit<Upstream>,
         sending: Box<Sending>,
-    ) -> impl Future<Output = Result<Attempted, Elapsed>> + use<> {
+    ) -> impl Future<Output = Result<Attempted, HoldEnded>> + use<> {
         attempt::attempt(self.services, permit, sending)
     }
 
     /// Records the result of an attempt. Returns `None` if the call must be sent again immediately:
     /// nothing was sent, or CAMS rejected the session or the time stamp and there is a better one,
     /// which is tried once.
-    async fn judge(&mut self, attempted: Result<Attempted, Elapsed>) -> Option<Box<Judged>> {
+    async fn judge(&mut self, attempted: Result<Attempted, HoldEnded>) -> Option<Box<Judged>> {
         let attempted = attempted.unwrap_or_else(attempt::unanswered);
         let Attempted::Judged(judged) = attempted else {
             self.record.unsent();

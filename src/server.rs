@@ -32,7 +32,7 @@ use hyper::http::request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -450,7 +450,12 @@ impl ConnectionServer {
     {
         match ended {
             Ok(()) if request_phase.is_unread() => Some(Box::pin(linger(io))),
-            Ok(()) => None,
+            Ok(()) => {
+                if request_phase.has_idled() {
+                    self.count_error("idle");
+                }
+                None
+            }
             Err(error) if error.is_parse() || stalled(&error) == Some(Stalled::LargeHead) => {
                 let error = HeadError::new(&error, received, self.bounds.load().max_header);
                 let answer = service.refuse_head(error, received, request_phase.peer());
@@ -490,14 +495,18 @@ impl ConnectionServer {
             Some(Stalled::Head) => "slow_head",
             Some(Stalled::Answer) => "slow_reader",
             Some(Stalled::LargeHead) => "large_head",
+            Some(Stalled::Idle) => "idle",
             None if error.is_user() => return,
-            None if error.is_timeout() => "idle",
             None if error.is_incomplete_message() => "incomplete",
             None => "broken",
         };
         if kind == "slow_head" {
             service.no_request();
         }
+        self.count_error(kind);
+    }
+
+    fn count_error(&self, kind: &str) {
         self.errors(kind).inc();
         tracing::debug!(kind, "connection ended with an error");
     }
@@ -525,10 +534,8 @@ impl LogInterval {
 fn http_builder(bounds: &Bounds) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        // hyper counts this from the end of the previous request, so it limits idle time.
-        // `TimeoutIo` limits the head.
-        .header_read_timeout(bounds.idle_timeout)
+        // `TimeoutIo` has the time-outs.
+        .header_read_timeout(None)
         .max_buf_size(bounds.max_header.max(8192))
         // The call itself watches for a disconnect; hyper would read for it, into another buffer.
         .half_close(true);

@@ -27,9 +27,12 @@ mod set;
 mod tls;
 mod tunnel;
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -39,6 +42,7 @@ use hyper::header::HeaderMap;
 use tokio::time::Instant;
 
 use crate::config;
+use crate::primitives::lazy_timer::LazyTimer;
 use clock::UpstreamClock;
 use dial::Dialer;
 pub(crate) use failures::Failure;
@@ -264,35 +268,73 @@ impl Connection {
             .is_some_and(|link| link.is_fresh(self.pool.idle_timeout(), now) && link.is_ready(now))
     }
 
-    /// Sends one request and reads its complete response, within the answer time-out. Dropping the
-    /// future closes the connection and leaves the outcome unknown.
+    /// Sends one request and reads its complete response, within the answer time-out from `now` on.
+    /// Dropping the future closes the connection and leaves the outcome unknown. Its task is also
+    /// polled at `wake_at`, so that a caller that waits no longer needs no timer of its own.
     ///
     /// `on_write` is called once, when the first byte is written, from the connection's task. If
     /// nothing is written, it is dropped before this returns. Over TLS, an alert that is written
     /// while the request waits counts as the first byte, so `on_write` may have been called
     /// although this returns `Unsent`.
-    pub(crate) async fn send(mut self, request: Request, on_write: Option<OnWrite>) -> Sent {
+    pub(crate) async fn send_from(
+        mut self,
+        now: Instant,
+        request: Request,
+        on_write: Option<OnWrite>,
+        wake_at: Instant,
+    ) -> Sent {
         let mut link = self
             .link
             .take()
             .expect("a connection holds its link until it is sent on");
         let armed = link.first_write.arm(on_write);
         let exchange = exchange::exchange(&mut link.sender, request, self.pool.max_response());
-        let sent = tokio::time::timeout(self.pool.answer_timeout(), exchange).await;
+        let deadline = now + self.pool.answer_timeout();
+        let sent = by_deadline(exchange, &mut link.timer, deadline, wake_at).await;
         if !armed.was_written() {
             self.pool.closed(&link);
             return Sent::Unsent;
         }
         match sent {
-            Ok(Sent::Answered(answer)) => {
+            Sent::Answered(answer) => {
                 self.pool.record_answer(&mut link);
                 self.link = Some(link);
                 Sent::Answered(answer)
             }
-            Ok(failed) => failed,
-            Err(_elapsed) => Sent::Lost(Lost::Timeout),
+            failed => failed,
         }
     }
+
+    #[cfg(test)]
+    pub(crate) async fn send(self, request: Request, on_write: Option<OnWrite>) -> Sent {
+        let now = Instant::now();
+        let wake_at = now + self.pool.answer_timeout();
+        self.send_from(now, request, on_write, wake_at).await
+    }
+}
+
+/// The exchange, or `Timeout` at the deadline.
+async fn by_deadline(
+    exchange: impl Future<Output = Sent>,
+    timer: &mut LazyTimer,
+    deadline: Instant,
+    wake_at: Instant,
+) -> Sent {
+    let mut exchange = pin!(exchange);
+    let mut next = deadline.min(wake_at);
+    poll_fn(|cx| {
+        if let Poll::Ready(sent) = exchange.as_mut().poll(cx) {
+            return Poll::Ready(sent);
+        }
+        while timer.has_come(next, cx) {
+            if next == deadline {
+                return Poll::Ready(Sent::Lost(Lost::Timeout));
+            }
+            next = deadline;
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 impl Drop for Connection {

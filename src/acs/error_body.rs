@@ -1,6 +1,8 @@
 //! Error bodies that stock SDKs read like those of CAMS: the five fields of Alibaba's gateways, as
 //! JSON or XML, and `RetryAfter` for SDKs that do not expose response headers.
 
+use std::sync::Arc;
+
 use quick_xml::escape::escape;
 use serde::Serialize;
 
@@ -35,25 +37,36 @@ pub(crate) struct ErrorBody<'a> {
 
 /// Generates a request id in CAMS's form: an upper-case UUID with 122 random bits.
 pub(crate) fn request_id() -> String {
+    with_request_id(str::to_owned)
+}
+
+/// Like [`request_id`], in one allocation.
+pub(crate) fn shared_request_id() -> Arc<str> {
+    with_request_id(|id| Arc::from(id))
+}
+
+fn with_request_id<T>(make: impl FnOnce(&str) -> T) -> T {
     // Not a secret, so a fast generator without system calls is sufficient.
     let mut bytes = fastrand::u128(..).to_ne_bytes();
     // Version 4, variant 1 (RFC 9562).
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let mut id = String::with_capacity(36);
-    for (at, byte) in bytes.iter().enumerate() {
-        if matches!(at, 4 | 6 | 8 | 10) {
-            id.push('-');
+    let mut id = [b'-'; 36];
+    let mut at = 0;
+    for (number, byte) in bytes.iter().enumerate() {
+        if matches!(number, 4 | 6 | 8 | 10) {
+            at += 1;
         }
-        id.push(hex_digit(byte >> 4));
-        id.push(hex_digit(*byte));
+        id[at] = hex_digit(byte >> 4);
+        id[at + 1] = hex_digit(*byte);
+        at += 2;
     }
-    id
+    make(std::str::from_utf8(&id).expect("digits are ASCII"))
 }
 
 /// Returns the upper-case hex digit of the lower four bits.
-fn hex_digit(half: u8) -> char {
-    char::from(b"0123456789ABCDEF"[usize::from(half & 0x0f)])
+fn hex_digit(half: u8) -> u8 {
+    b"0123456789ABCDEF"[usize::from(half & 0x0f)]
 }
 
 /// Replaces characters that XML does not allow even when escaped.

@@ -76,6 +76,7 @@ const ALGORITHM: &[u8] = b"ACS3-HMAC-SHA256";
 /// Like `str::split`, but twice as fast for pieces of a few bytes: `str::split` uses memchr, which
 /// is made for distant separators.
 struct Pieces<'a> {
+    /// What follows the last piece and its separator.
     rest: Option<&'a str>,
     separator: u8,
 }
@@ -206,10 +207,7 @@ impl<'a> Authorization<'a> {
             return Err(AuthorizationError::Grammar);
         }
         let mut signed_headers = Vec::with_capacity(USUAL_HEADERS);
-        signed_headers.extend(Pieces {
-            rest: Some(names),
-            separator: b';',
-        });
+        signed_headers.extend(Pieces::new(names, b';'));
         let are_tokens = holds_only(
             names,
             |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b';'),
@@ -228,20 +226,28 @@ impl<'a> Authorization<'a> {
     }
 }
 
-/// Splits the three comma-separated fields of a version 3 header and removes their names.
+/// Splits the three comma-separated fields of a version 3 header and removes their names. The last
+/// one may contain further commas.
 fn fields<'a>(text: &'a str, names: [&str; 3]) -> Option<[&'a str; 3]> {
-    let mut parts = Pieces {
-        rest: Some(text),
-        separator: b',',
-    };
+    let mut parts = Pieces::new(text, b',');
+    let fields = [parts.next()?, parts.next()?, parts.rest?];
     let mut values = [""; 3];
-    for (value, name) in values.iter_mut().zip(names) {
-        *value = parts.next()?.strip_prefix(name)?;
+    for ((value, field), name) in values.iter_mut().zip(fields).zip(names) {
+        *value = field.strip_prefix(name)?;
     }
-    parts.next().is_none().then_some(values)
+    Some(values)
 }
 
 // === impl Pieces ===
+
+impl<'a> Pieces<'a> {
+    fn new(text: &'a str, separator: u8) -> Self {
+        Self {
+            rest: Some(text),
+            separator,
+        }
+    }
+}
 
 impl<'a> Iterator for Pieces<'a> {
     type Item = &'a str;

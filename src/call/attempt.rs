@@ -11,8 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::{Either, ready};
 use tokio::runtime::Handle;
-use tokio::time::error::Elapsed;
-use tokio::time::{Instant, Timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::call::judge::{self, Context, ThrottleSource, Verdict};
 use crate::call::services::CallServices;
@@ -75,11 +74,17 @@ pub(crate) struct Deadlines {
 /// Counts an attempt as in flight until dropped.
 struct InFlight(Arc<CallMetrics>);
 
-/// An attempt in flight, which its call polls. If it is dropped, it continues as a detached task.
+/// The hold has ended before CAMS's answer came.
+pub(crate) struct HoldEnded;
+
+/// An attempt in flight, which its call polls until the hold ends. If it is dropped, it continues as a
+/// detached task.
 struct DetachOnDrop {
     /// `None` after it has ended, and while it is polled, so that an attempt that panics is not
     /// polled again.
     run: Option<Pin<Box<dyn Future<Output = Attempted> + Send>>>,
+    /// End of the caller's hold. `run` polls its task then.
+    answer_by: Instant,
     services: Arc<CallServices>,
 }
 
@@ -89,7 +94,7 @@ pub(crate) fn attempt(
     services: &Arc<CallServices>,
     permit: SendPermit<Upstream>,
     sending: Box<Sending>,
-) -> impl Future<Output = Result<Attempted, Elapsed>> + use<> {
+) -> impl Future<Output = Result<Attempted, HoldEnded>> + use<> {
     // Boxed: few deployments have a journal, and its future would count in that of each call.
     if sending.note.is_some() {
         let journalled: Rare = Box::pin(journalled(services.clone(), permit, sending));
@@ -102,14 +107,14 @@ pub(crate) fn attempt(
 }
 
 /// An attempt with a journal, or one that is not sent.
-type Rare = Pin<Box<dyn Future<Output = Result<Attempted, Elapsed>> + Send>>;
+type Rare = Pin<Box<dyn Future<Output = Result<Attempted, HoldEnded>> + Send>>;
 
 /// Sends an attempt after it is recorded in the journal.
 async fn journalled(
     services: Arc<CallServices>,
     permit: SendPermit<Upstream>,
     sending: Box<Sending>,
-) -> Result<Attempted, Elapsed> {
+) -> Result<Attempted, HoldEnded> {
     if let Some(note) = &sending.note {
         if let Err(unsent) = record(note, sending.deadlines.send_by).await {
             return Ok(unsent);
@@ -131,15 +136,15 @@ fn begin(
     services: Arc<CallServices>,
     permit: SendPermit<Upstream>,
     sending: Box<Sending>,
-) -> Result<Timeout<DetachOnDrop>, Attempted> {
+) -> Result<DetachOnDrop, Attempted> {
     let Some((connection, receipt)) = permit.begin() else {
         if let Some(note) = &sending.note {
             note.unsent();
         }
         return Err(Attempted::Unsent);
     };
-    let answer_by = sending.deadlines.answer_by;
-    let attempt = DetachOnDrop {
+    Ok(DetachOnDrop {
+        answer_by: sending.deadlines.answer_by,
         run: Some(Box::pin(run(
             services.clone(),
             connection,
@@ -147,13 +152,12 @@ fn begin(
             sending,
         ))),
         services,
-    };
-    Ok(timeout_at(answer_by, attempt))
+    })
 }
 
-/// The hold has ended before CAMS's answer came.
+/// The result of an attempt for a call whose hold has ended.
 #[cold]
-pub(crate) fn unanswered(_: Elapsed) -> Attempted {
+pub(crate) fn unanswered(_: HoldEnded) -> Attempted {
     let verdict = Verdict::Unknown {
         reason: "CAMS has not answered within the hold",
         request_id: None,
@@ -173,13 +177,15 @@ async fn run(
         metrics,
         credentials,
         correction,
-        deadlines: _,
+        deadlines,
         note,
     } = *sending;
     let in_flight = InFlight::new(metrics);
     let clock = connection.clock().clone();
     let sent_at = Instant::now();
-    let sent = connection.send(request, receipt.on_write()).await;
+    let sent = connection
+        .send_from(sent_at, request, receipt.on_write(), deadlines.answer_by)
+        .await;
     let Some(mut judged) = Judged::new(sent, &operation, credentials) else {
         if let Some(note) = &note {
             note.unsent();
@@ -454,18 +460,22 @@ impl Judged {
 // === impl DetachOnDrop ===
 
 impl Future for DetachOnDrop {
-    type Output = Attempted;
+    type Output = Result<Attempted, HoldEnded>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Polling<'_>) -> Poll<Attempted> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Polling<'_>) -> Poll<Self::Output> {
         let mut run = self
             .run
             .take()
             .expect("an attempt is not polled after it has ended");
-        let polled = run.as_mut().poll(cx);
-        if polled.is_pending() {
-            self.run = Some(run);
+        if let Poll::Ready(attempted) = run.as_mut().poll(cx) {
+            return Poll::Ready(Ok(attempted));
         }
-        polled
+        self.run = Some(run);
+        if Instant::now() < self.answer_by {
+            Poll::Pending
+        } else {
+            Poll::Ready(Err(HoldEnded))
+        }
     }
 }
 

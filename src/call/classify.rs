@@ -31,16 +31,24 @@ pub(crate) fn classify(
         Tenant::None => None,
         Tenant::Header(name) => headers.get(name).and_then(|value| value.to_str().ok()),
     };
-    let tenant = first_chars(tenant.unwrap_or_default(), MAX_TENANT);
+    let tenant = match tenant.unwrap_or_default() {
+        "" => TenantId::none(),
+        tenant => TenantId::new(first_chars(tenant, MAX_TENANT)),
+    };
     let hold = hold(headers, client_config, &config.queue)?;
+    // The names of limited actions are shared by all their calls.
+    let (action, limit) = match config.limits.get_key_value(caller.action()) {
+        Some((action, limit)) => (action.clone(), Some(*limit)),
+        None => (caller.action().clone(), None),
+    };
     let mut operation = Operation {
         account: caller.account().clone(),
         known: caller.is_known(),
         client: caller.client(),
         weight: client_config.map_or(1, |client| client.weight.get()),
-        tenant: TenantId::new(tenant),
-        action: caller.action().clone(),
-        limit: config.limits.get(caller.action()).copied(),
+        tenant,
+        action,
+        limit,
         hold,
         wait: hold,
     };

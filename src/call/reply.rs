@@ -15,6 +15,7 @@ use hyper::{Request, Response, Uri};
 
 use crate::acs::created_flow::CreatedFlow;
 use crate::acs::error_body::{self, ErrorBody, Format};
+use crate::acs::headers::number;
 use crate::acs::hop_by_hop::{connection_listed, is_hop_by_hop};
 use crate::call::identify;
 use crate::call::judge::Verdict;
@@ -316,15 +317,6 @@ fn leaves_rest_unread(kind: Kind) -> bool {
         kind,
         Kind::BadRequest | Kind::TooLarge | Kind::BodyTimeout | Kind::Connect | Kind::ForeignHost
     )
-}
-
-/// A number as a value. The two of most answers are not formatted.
-fn number(number: u64) -> HeaderValue {
-    match number {
-        0 => HeaderValue::from_static("0"),
-        1 => HeaderValue::from_static("1"),
-        other => HeaderValue::from(other),
-    }
 }
 
 /// The headers of an answer without hop-by-hop headers, and without those that only Flowgate or a

@@ -204,9 +204,9 @@ fn too_long() -> Refusal {
     Refusal::new(Kind::TooLarge, message)
 }
 
-fn put_length(headers: &mut HeaderMap, method: &Method, length: usize) {
+fn put_length(message: &mut HeaderMap, method: &Method, length: usize) {
     if *method != Method::GET {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        message.insert(header::CONTENT_LENGTH, headers::number(length as u64));
     }
 }
 

@@ -47,7 +47,14 @@ pub(crate) struct QueueEntry {
 
 /// The queued calls of one lane.
 pub(crate) struct FairQueue<W> {
-    clients: HashMap<ClientId, Client<W>>,
+    /// `None` while no call is queued. Boxed, because there may be many lanes, and most have no
+    /// queue.
+    clients: Option<Box<Clients<W>>>,
+}
+
+/// The clients of a queue that is not empty.
+struct Clients<W> {
+    by_name: HashMap<ClientId, Client<W>>,
     turns: TurnOrder<ClientId>,
     len: usize,
 }
@@ -82,18 +89,18 @@ impl PartialOrd for Sequence {
 
 impl<W> FairQueue<W> {
     pub(crate) fn new() -> Self {
-        Self {
-            clients: HashMap::new(),
-            turns: TurnOrder::new(),
-            len: 0,
-        }
+        Self { clients: None }
     }
 
     /// Adds a call. Its sequence number must not be in the queue.
     pub(crate) fn push(&mut self, entry: QueueEntry, waiter: W) {
+        let clients = self.clients.get_or_insert_with(|| Box::new(Clients::new()));
         let name = entry.client.clone();
         let sequence = entry.sequence;
-        let client = self.clients.entry(name.clone()).or_insert_with(Client::new);
+        let client = clients
+            .by_name
+            .entry(name.clone())
+            .or_insert_with(Client::new);
         client.stride = stride(&entry);
         client.weight = entry.weight;
         let sequences = client.tenants.entry(entry.tenant.clone()).or_default();
@@ -101,15 +108,16 @@ impl<W> FairQueue<W> {
         client.turns.set(&entry.tenant, first_of(sequences));
         let before = client.calls.insert(sequence, (entry, waiter));
         debug_assert!(before.is_none(), "a call is queued at most once");
-        self.len += 1;
-        self.turns.set(&name, client.first());
+        clients.len += 1;
+        clients.turns.set(&name, client.first());
     }
 
     /// Removes the call that is served next.
     pub(crate) fn pop(&mut self) -> Option<W> {
-        let name = self.turns.first()?.0.clone();
-        let client = self
-            .clients
+        let clients = self.clients.as_mut()?;
+        let name = clients.turns.first()?.0.clone();
+        let client = clients
+            .by_name
             .get_mut(&name)
             .expect("a waiting client is known");
         let (tenant, sequence) = client
@@ -119,7 +127,7 @@ impl<W> FairQueue<W> {
         let tenant = tenant.clone();
         client.turns.serve(STRIDE);
         let stride = client.stride;
-        self.turns.serve(stride);
+        clients.turns.serve(stride);
         self.take(&name, &tenant, sequence)
     }
 
@@ -131,8 +139,9 @@ impl<W> FairQueue<W> {
     /// Removes the newest call of the client with the most calls, if that client has more calls
     /// than `than`.
     pub(crate) fn evict(&mut self, than: &ClientId) -> Option<W> {
-        let (_, client) = self
-            .clients
+        let clients = self.clients.as_ref()?;
+        let (_, client) = clients
+            .by_name
             .iter()
             .max_by_key(|(name, client)| (client.calls.len(), *name))?;
         if client.calls.len() <= self.client_len(than) {
@@ -146,16 +155,23 @@ impl<W> FairQueue<W> {
     /// Begins a walk through the queue in the order of service, as it would be without further
     /// arrivals. Costs O(clients + tenants).
     pub(crate) fn walk(&self) -> Walk {
-        let clients = self
-            .clients
-            .iter()
-            .map(|(name, client)| (name.clone(), ClientWalk::new(client)))
-            .collect();
+        let Some(clients) = &self.clients else {
+            return Walk {
+                turns: TurnOrder::new(),
+                clients: HashMap::new(),
+                ahead: 0,
+                is_over: true,
+            };
+        };
         Walk {
-            turns: self.turns.clone(),
-            clients,
+            turns: clients.turns.clone(),
+            clients: clients
+                .by_name
+                .iter()
+                .map(|(name, client)| (name.clone(), ClientWalk::new(client)))
+                .collect(),
             ahead: 0,
-            is_over: self.len == 0,
+            is_over: false,
         }
     }
 
@@ -175,7 +191,7 @@ impl<W> FairQueue<W> {
                 walk.is_over = true;
                 break;
             };
-            let known = self.clients.get(&name).zip(walk.clients.get_mut(&name));
+            let known = self.client(&name).zip(walk.clients.get_mut(&name));
             let Some((client, client_walk)) = known else {
                 walk.turns.set(&name, None);
                 continue;
@@ -205,44 +221,47 @@ impl<W> FairQueue<W> {
 
     /// The number of queued calls.
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.clients.as_ref().map_or(0, |clients| clients.len)
     }
 
     /// The waiting clients, with their weights and the numbers of their waiting tenants.
     pub(crate) fn clients(&self) -> impl Iterator<Item = (&ClientId, u32, usize)> {
         self.clients
             .iter()
+            .flat_map(|clients| &clients.by_name)
             .filter(|(_, client)| !client.calls.is_empty())
             .map(|(name, client)| (name, client.weight, client.tenants.len()))
     }
 
     /// The number of queued calls of this client.
     pub(crate) fn client_len(&self, client: &ClientId) -> usize {
-        self.clients
-            .get(client)
-            .map_or(0, |client| client.calls.len())
+        self.client(client).map_or(0, |client| client.calls.len())
     }
 
     /// How many calls would be served before a new one, if no other call arrived after it.
     pub(crate) fn ahead_of_new(&self, entry: &QueueEntry) -> usize {
-        let ahead_in_client = self
-            .clients
+        let Some(clients) = &self.clients else {
+            return 0;
+        };
+        let ahead_in_client = clients
+            .by_name
             .get(&entry.client)
             .map_or(0, |client| client.ahead_of_new(&entry.tenant));
-        let tag = self
+        let tag = clients
             .turns
             .tag(&entry.client)
             .after(ahead_in_client, stride(entry));
-        let ahead_of_client = self
+        let ahead_of_client = clients
             .turns
-            .before(&entry.client, tag, |other| self.clients[other].stride);
+            .before(&entry.client, tag, |other| clients.by_name[other].stride);
         ahead_in_client + ahead_of_client
     }
 
     /// When the call that has waited longest arrived.
     pub(crate) fn oldest(&self) -> Option<Instant> {
         self.clients
-            .values()
+            .iter()
+            .flat_map(|clients| clients.by_name.values())
             .filter_map(|client| client.calls.first_key_value())
             .map(|(_, (entry, _))| entry.arrived)
             .min()
@@ -251,12 +270,18 @@ impl<W> FairQueue<W> {
     /// All queued calls, in no particular order.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &(QueueEntry, W)> {
         self.clients
-            .values()
+            .iter()
+            .flat_map(|clients| clients.by_name.values())
             .flat_map(|client| client.calls.values())
     }
 
+    fn client(&self, name: &ClientId) -> Option<&Client<W>> {
+        self.clients.as_ref()?.by_name.get(name)
+    }
+
     fn take(&mut self, name: &ClientId, tenant: &TenantId, sequence: Sequence) -> Option<W> {
-        let client = self.clients.get_mut(name)?;
+        let clients = self.clients.as_mut()?;
+        let client = clients.by_name.get_mut(name)?;
         let (_, waiter) = client.calls.remove(&sequence)?;
         let sequences = client
             .tenants
@@ -269,15 +294,27 @@ impl<W> FairQueue<W> {
             client.tenants.remove(tenant);
         }
         let first = client.first();
-        self.turns.set(name, first);
-        self.len -= 1;
-        if self.len == 0 {
+        clients.turns.set(name, first);
+        clients.len -= 1;
+        if clients.len == 0 {
             // The queue is empty, so no client is ahead of another one.
-            *self = Self::new();
-        } else if first.is_none() && !self.turns.is_ahead(name) {
-            self.clients.remove(name);
+            self.clients = None;
+        } else if first.is_none() && !clients.turns.is_ahead(name) {
+            clients.by_name.remove(name);
         }
         Some(waiter)
+    }
+}
+
+// === impl Clients ===
+
+impl<W> Clients<W> {
+    fn new() -> Self {
+        Self {
+            by_name: HashMap::new(),
+            turns: TurnOrder::new(),
+            len: 0,
+        }
     }
 }
 

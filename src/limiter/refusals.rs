@@ -10,10 +10,9 @@ pub(super) fn too_long(wait: Duration, left: Duration) -> Refusal {
     let wait_ms = wait.as_millis();
     let left_ms = left.as_millis();
     let over = wait.saturating_sub(left);
-    let over_ms = over.as_millis();
     let message = format!(
         "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the {left_ms} ms that its hold leaves. CAMS has done nothing. \
-         Repeat it in {over_ms} ms, or let it wait longer: raise the SDK's time-out, and x-flowgate-hold or queue.hold to a little less."
+         Repeat it after the retry time, or let it wait longer: raise the SDK's time-out, and x-flowgate-hold or queue.hold to a little less."
     );
     Refusal::after(Kind::WaitTooLong, over, message)
 }
@@ -47,6 +46,14 @@ pub(super) fn no_part() -> Refusal {
 pub(super) fn withheld() -> Refusal {
     let message = "The system is under flow control: replicas of this Flowgate that are cut off from the store of the shared quota may use all of it meanwhile. CAMS has done nothing.";
     Refusal::after(Kind::StoreUnavailable, ADVICE, message)
+}
+
+/// The queue, or a client's part of it, has no room.
+pub(super) fn full(what: &str, bound: usize, wait: Duration) -> Refusal {
+    let message = format!(
+        "{what} of {bound} waiting calls is full. CAMS has done nothing. Repeat it after the retry time."
+    );
+    Refusal::after(Kind::QueueFull, wait, message)
 }
 
 /// An operator has flushed the queue.

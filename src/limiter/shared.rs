@@ -62,7 +62,7 @@ pub(crate) enum QuotaSource {
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 /// Retry-After of a call that is refused because the store is down.
 pub(crate) const ADVICE: Duration = Duration::from_secs(2);
-/// Longer than any hold.
+/// The predicted wait of a lane without tokens: longer than any hold.
 pub(crate) const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 // === impl Quota ===

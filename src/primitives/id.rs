@@ -1,7 +1,7 @@
 //! Identifier types, so that an account cannot be passed where a client is expected.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident) => {
@@ -113,12 +113,23 @@ impl KeyPattern {
 impl ClientId {
     /// The client that stands for all unverified callers of an account.
     pub fn unverified() -> Self {
-        Self::new("unverified")
+        // Made once: most relayed calls have it.
+        static UNVERIFIED: LazyLock<ClientId> = LazyLock::new(|| ClientId::new("unverified"));
+        UNVERIFIED.clone()
     }
 
     /// The client of the calls that Flowgate makes itself.
     pub fn own() -> Self {
         Self::new("flowgate")
+    }
+}
+
+impl TenantId {
+    /// The tenant of the calls that name none.
+    pub fn none() -> Self {
+        // Made once: most calls have it.
+        static NONE: LazyLock<TenantId> = LazyLock::new(|| TenantId::new(""));
+        NONE.clone()
     }
 }
 

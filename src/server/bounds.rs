@@ -2,7 +2,6 @@
 //! now on.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
@@ -19,7 +18,6 @@ pub(crate) struct Bounds {
     pub(super) max_per_source: usize,
     pub(super) balancers: Balancers,
     pub(super) timeouts: Arc<IoTimeouts>,
-    pub(super) idle_timeout: Duration,
     pub(super) max_header: usize,
 }
 
@@ -33,11 +31,11 @@ impl From<&Listen> for Bounds {
             max_per_source: listen.max_connections_per_source,
             balancers: Balancers::from(listen),
             timeouts: Arc::new(IoTimeouts {
+                idle: listen.idle_timeout,
                 head: listen.header_timeout,
                 write: listen.body_timeout,
                 large_heads: Arc::new(Semaphore::new(large_heads(listen.max_header))),
             }),
-            idle_timeout: listen.idle_timeout,
             max_header: listen.max_header,
         }
     }

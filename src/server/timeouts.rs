@@ -1,5 +1,6 @@
-//! Time-outs that hyper does not have, as a layer over the stream: for a request head that does not
-//! end, and for a response that the caller reads too slowly.
+//! Time-outs of a connection, as a layer over the stream: while no request arrives, for a request head
+//! that does not end, and for a response that the caller reads too slowly. hyper has one for a head
+//! alone, and makes a timer for each.
 
 use std::io;
 use std::net::IpAddr;
@@ -16,9 +17,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 use super::closing::announced;
+use crate::primitives::lazy_timer::LazyTimer;
 
 /// How long a caller may stall, and how much it may send before its head has ended.
 pub(crate) struct IoTimeouts {
+    /// From the end of a response, or the begin of the connection, to the first bytes of a head.
+    pub(crate) idle: Duration,
     /// From the first bytes of a head to its end; also for a TLS handshake.
     pub(crate) head: Duration,
     /// From the first byte of a response that the caller does not read immediately, to its last
@@ -34,7 +38,7 @@ pub(crate) const LARGE_HEAD: usize = 16 << 10;
 /// Memory for large heads that are received at the same time, in bytes.
 const LARGE_HEADS: usize = 80 << 20;
 
-/// A stream with the two time-outs.
+/// A stream with the time-outs.
 pub(crate) struct TimeoutIo<T> {
     io: T,
     phase: RequestPhase,
@@ -70,10 +74,13 @@ struct PhaseState {
     unread: AtomicBool,
     /// Whether the head of the latest request was large.
     large: AtomicBool,
+    /// Whether the connection was idle for too long.
+    idled: AtomicBool,
     // The following are used by the stream alone. Kept here because the future of a connection,
     // which contains the stream, is at the limit of its size (`call::tests`).
     timeouts: Arc<IoTimeouts>,
     head: Mutex<HeadProgress>,
+    idle: Mutex<IdleTimer>,
 }
 
 /// The steps of a request, in their order.
@@ -103,9 +110,18 @@ pub(super) struct Deadline {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
+/// The end of the idle time.
+struct IdleTimer {
+    ends: Instant,
+    timer: LazyTimer,
+}
+
 /// A caller stalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stalled {
+    /// No request arrived.
+    #[error("the connection was idle for too long")]
+    Idle,
     /// A head began and did not end.
     #[error("the request's head did not end in time")]
     Head,
@@ -177,6 +193,8 @@ impl RequestPhase {
             requests: AtomicU32::default(),
             unread: AtomicBool::default(),
             large: AtomicBool::default(),
+            idled: AtomicBool::default(),
+            idle: Mutex::new(IdleTimer::new(timeouts.idle)),
             timeouts,
             head: Mutex::default(),
         }))
@@ -209,6 +227,11 @@ impl RequestPhase {
     /// Whether bytes of the latest request may still arrive.
     pub(super) fn is_unread(&self) -> bool {
         self.0.unread.load(Ordering::Relaxed)
+    }
+
+    /// Whether the connection ends because it was idle for too long. hyper reports no error then.
+    pub(super) fn has_idled(&self) -> bool {
+        self.0.idled.load(Ordering::Relaxed)
     }
 
     /// Whether no head has been complete yet.
@@ -273,6 +296,27 @@ impl Deadline {
     }
 }
 
+// === impl IdleTimer ===
+
+impl IdleTimer {
+    fn new(within: Duration) -> Self {
+        Self {
+            ends: Instant::now() + within,
+            timer: LazyTimer::default(),
+        }
+    }
+
+    /// The idle time begins again.
+    fn restart(&mut self, within: Duration) {
+        self.ends = Instant::now() + within;
+    }
+
+    /// Whether the idle time is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        self.timer.has_come(self.ends, cx)
+    }
+}
+
 // === impl TimeoutIo ===
 
 impl<T> TimeoutIo<T> {
@@ -330,6 +374,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for TimeoutIo<T> {
         let before = buf.filled().len();
         let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) else {
             head.poll_rest(cx, this.phase.0.timeouts.head)?;
+            let is_idle = head.bytes == 0 && this.phase.step() == Step::Reading;
+            if is_idle && this.phase.0.idle.lock().poll(cx) {
+                this.phase.0.idled.store(true, Ordering::Relaxed);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, Stalled::Idle)));
+            }
             return Poll::Pending;
         };
         let received = buf.filled().len() - before;
@@ -379,6 +428,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
             this.answer.stop();
             if this.phase.step() == Step::Writing {
                 this.phase.set_step(Step::Reading);
+                let phase = &this.phase.0;
+                phase.idle.lock().restart(phase.timeouts.idle);
             }
         }
         this.taken(cx, flushed)

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Sender;
 use super::dial::Dialled;
 use super::first_write::FirstWrite;
+use crate::primitives::lazy_timer::LazyTimer;
 
 /// Maximum age: a connection in steady use would never follow a change of the name's addresses. It
 /// ends between two requests. The jitter prevents that connections of one burst end together.
@@ -31,6 +32,8 @@ pub(super) struct Link {
     pub(super) sender: Sender,
     /// Reports the first write of each request.
     pub(super) first_write: Arc<FirstWrite>,
+    /// For the deadline of each exchange.
+    pub(super) timer: LazyTimer,
     /// The runtime of its task.
     pub(super) home: runtime::Id,
 }
@@ -49,6 +52,7 @@ impl Link {
             has_answered: false,
             sender: dialled.sender,
             first_write: dialled.first_write,
+            timer: LazyTimer::default(),
             home,
         }
     }

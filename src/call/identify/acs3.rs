@@ -12,7 +12,7 @@ use crate::acs::v3::{self, Algorithm, Authorization, Signable};
 use crate::error::{Kind, Refusal};
 use crate::primitives::secret::Secret;
 
-/// The headers that CAMS's gateway evaluates, which therefore must be signed.
+/// The headers that CAMS's gateway evaluates, which therefore must be signed; in ascending order.
 const REQUIRED: [&str; 6] = [
     "host",
     "x-acs-action",
@@ -106,21 +106,32 @@ fn covered<'a>(
     authorization: &'a Authorization<'_>,
 ) -> Result<Vec<(&'a str, &'a [u8])>, Refusal> {
     let signed = &authorization.signed_headers;
-    if let Some(missing) = REQUIRED.iter().find(|name| !signed.contains(name)) {
+    // Both are in ascending order.
+    let mut required = REQUIRED.iter().peekable();
+    for name in signed {
+        required.next_if_eq(&name);
+    }
+    if let Some(missing) = required.next() {
         return Err(not_signed(missing));
     }
     // The Go SDK sends one if its endpoint ends with a slash, and signs another.
     if head.host.is_empty() {
         return Err(empty_host());
     }
+    // Otherwise a caller could make the comparisons below many.
+    if signed.len() > head.parts.headers.len() {
+        return Err(bad("a signed header is missing or occurs twice"));
+    }
     let mut values = vec![Value::Missing; signed.len()];
     for (name, value) in &head.parts.headers {
-        match signed.binary_search(&name.as_str()) {
-            Ok(at) => values[at].add(value.as_bytes()),
-            Err(_) if name.as_str().starts_with("x-acs-") => {
+        let name = name.as_str();
+        // Quicker than a binary search: most names differ in their lengths.
+        match signed.iter().position(|signed| *signed == name) {
+            Some(at) => values[at].add(value.as_bytes()),
+            None if name.starts_with("x-acs-") => {
                 return Err(incomplete(format!("the header {name} is not signed")));
             }
-            Err(_) => {}
+            None => {}
         }
     }
     let listed = match head.headers.has(Known::Connection) {

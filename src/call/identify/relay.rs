@@ -13,6 +13,7 @@ use super::names::is_foreign;
 use super::refusals::bad;
 use super::relayed_request::RelayedRequest;
 use crate::acs::decode::Params;
+use crate::acs::headers;
 use crate::acs::hop_by_hop::connection_listed;
 use crate::acs::v3::Authorization;
 use crate::config::UpstreamIndex;
@@ -56,14 +57,14 @@ pub(super) fn relayed_request(
         .iter()
         .filter(|(name, _)| is_forwarded(name, signed_headers, &connection_listed))
         .filter(|(name, _)| signed.is_some() || !name.as_str().starts_with("x-acs-"))
-        .map(|(name, value)| (name.clone(), value.clone()));
+        .map(|(name, value)| (headers::copy(name), value.clone()));
     // Nearly all are forwarded. A `collect` would grow the list step by step.
-    let mut headers = Vec::with_capacity(all.len());
-    headers.extend(forwarded);
+    let mut forwarded_headers = Vec::with_capacity(all.len());
+    forwarded_headers.extend(forwarded);
     Ok(RelayedRequest {
         method: head.parts.method.clone(),
         target: head.target.clone(),
-        headers: headers.into_boxed_slice(),
+        headers: forwarded_headers.into_boxed_slice(),
         body: Bytes::new(),
     })
 }

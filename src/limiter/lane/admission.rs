@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::error::{Kind, Refusal};
+use crate::error::Refusal;
 use crate::limiter::fair::{FairQueue, QueueEntry};
 use crate::limiter::lane::{Context, Effect, Forecast, Lane, Waiting};
 use crate::limiter::pace::Rate;
@@ -113,11 +113,7 @@ impl<W> Lane<W> {
 
     fn queue_full(&mut self, what: &str, bound: usize, cx: Context<'_>) -> Refusal {
         let wait = self.advice_now(cx.now);
-        let refusal = Refusal::after(
-            Kind::QueueFull,
-            wait,
-            format!("{what} of {bound} waiting calls is full."),
-        );
+        let refusal = refusals::full(what, bound, wait);
         let ahead = self.queue.len();
         self.with_own_advice(refusal.queued(ahead, wait), cx)
     }

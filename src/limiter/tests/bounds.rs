@@ -144,10 +144,10 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     for task in waiting.drain(..) {
         ends.push(task.await.unwrap());
     }
-    let client_full = Err("This client's part of the queue of 3 waiting calls is full.".to_owned());
+    let client_full = Err("This client's part of the queue of 3 waiting calls is full. CAMS has done nothing. Repeat it after the retry time.".to_owned());
     // The second call of b arrives at a full queue. Client a has the most calls, so its newest one
     // is evicted.
-    let evicted = Err("The queue of 4 waiting calls is full.".to_owned());
+    let evicted = Err("The queue of 4 waiting calls is full. CAMS has done nothing. Repeat it after the retry time.".to_owned());
     assert_eq!(ends, [Ok(()), Ok(()), evicted, client_full, Ok(()), Ok(())]);
     // Each call uses 100 of the 1000 bytes. A client may use half of them.
     let arrive = |client| harness.queue.arrive(&operation(client, 30 * SECOND), 100);
