@@ -249,6 +249,7 @@ impl Admin {
             "mode": mode,
             "upstream": upstream,
             "upstreams": upstreams,
+            "store": snapshot::store(&self.services),
             "queued_bytes": self.services.limiter.bytes(),
             "sessions": snapshot::sessions_in_trouble(&self.services, &config_snapshot),
             "lanes": lanes,

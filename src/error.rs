@@ -298,7 +298,11 @@ impl Refusal {
     /// The refusal of a call that was sent and whose outcome is unknown. The advice depends on the
     /// action; `cams_request_id` is that of CAMS's answer, if there is one.
     pub(crate) fn unknown(reason: &str, action: &str, cams_request_id: Option<&str>) -> Self {
-        let advice = actions::advice(action);
+        Self::unknown_with(reason, actions::advice(action), cams_request_id)
+    }
+
+    /// The same with another advice.
+    pub(crate) fn unknown_with(reason: &str, advice: &str, cams_request_id: Option<&str>) -> Self {
         let mut message = format!(
             "The call was sent to CAMS, but its outcome is unknown: {reason}. CAMS may have \
              executed it. {advice}"

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use redis::{RedisError, RedisResult, Script, cmd};
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::sync::{SetOnce, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -103,6 +103,8 @@ struct Shared {
     state: watch::Sender<State>,
     /// `Some` exactly while the state is `Up`.
     link: Mutex<Option<Arc<Link>>>,
+    /// The result of the first attempt to connect: the reason not to start, if there is one.
+    first_attempt: SetOnce<Option<String>>,
     distance: Mutex<Distance>,
     /// The run id of the connected server; empty if unknown.
     run: Mutex<String>,
@@ -144,6 +146,7 @@ impl Store {
             metrics,
             state: watch::Sender::new(State::NeverSeen),
             link: Mutex::default(),
+            first_attempt: SetOnce::new(),
             distance: Mutex::default(),
             run: Mutex::default(),
             retired: Mutex::default(),
@@ -322,16 +325,12 @@ impl Store {
         }
     }
 
-    /// Checks the store at the start. `Err`: it answers but must not be used, or does not permit a
+    /// Waits for the first attempt to connect. A store that was reached is up when this returns, so
+    /// that the first call finds it. `Err`: it answers but must not be used, or does not permit a
     /// required command. A store that does not answer does not prevent the start.
     pub(crate) async fn check(&self) -> Result<(), String> {
-        let Err(error) = self.shared.reach().await else {
-            return Ok(());
-        };
-        match error.forbids_start() {
-            Some(reason) => Err(reason),
-            None => Ok(()),
-        }
+        let reason = self.shared.first_attempt.wait().await;
+        reason.clone().map_or(Ok(()), Err)
     }
 }
 
@@ -426,6 +425,11 @@ impl Shared {
         self.state.send_replace(State::Up {
             since: Instant::now(),
         })
+    }
+
+    /// Records the result of an attempt to connect; only the first counts.
+    fn attempted(&self, reason_not_to_start: Option<String>) {
+        self.first_attempt.set(reason_not_to_start).ok();
     }
 
     /// Opens a new connection and checks the store's health.

@@ -34,10 +34,6 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
     let all_lanes = lanes.len();
     lanes.sort_by_key(|lane| std::cmp::Reverse(lane.queued));
     lanes.truncate(LANES);
-    let store = services
-        .quota
-        .as_ref()
-        .map(|quota| json!({ "up": quota.is_up(), "replicas": quota.replicas() }));
     let reload_status = services.current_config.reload_status();
     let loaded = config.accounts.iter().filter_map(loaded_credentials);
     let sessions = config_snapshot.session_accounts().iter();
@@ -51,7 +47,7 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         "mode": config.mode.to_string(),
         "may_order": config.listen.admin_actions,
         "upstreams": upstreams(&config_snapshot.upstreams),
-        "store": store,
+        "store": store(services),
         "journal": services.journal.as_ref().map(|journal| json!({
             "up": journal.is_up(),
             "shared": journal.is_shared(),
@@ -71,6 +67,12 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         "unknown": unknown::views(services, UNKNOWN),
         "calls": services.telemetry.recent.views(&Filter::default(), CALLS),
     })
+}
+
+/// The store that replicas share, if there is one.
+pub(super) fn store(services: &CallServices) -> Option<Value> {
+    let quota = services.quota.as_ref()?;
+    Some(json!({ "up": quota.is_up(), "replicas": quota.replicas() }))
 }
 
 /// The lanes, each with the URL of its account's upstream.

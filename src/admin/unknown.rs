@@ -23,7 +23,7 @@ use crate::server::received_body::ReceivedBody;
 /// An unknown outcome, as operators see it. Texts of callers and CAMS are capped.
 #[derive(Debug, Serialize)]
 pub(super) struct UnknownView {
-    /// Flowgate's id of the first request of the order. It names the outcome.
+    /// Flowgate's id of the request with which the call began. It names the outcome.
     request_id: Box<str>,
     account: String,
     /// Empty: the account itself.
@@ -184,10 +184,9 @@ async fn try_settle(
     services.metrics.operator_action(SETTLE);
     settled.log(&outcome, from);
     let answer = Page::ok(JSON, settled.answer(&outcome, recorded));
-    let status = if pending(recorded).is_empty() {
-        StatusCode::OK
-    } else {
-        StatusCode::ACCEPTED
+    let status = match recorded {
+        Recorded::Yes => StatusCode::OK,
+        Recorded::NotInJournal => StatusCode::ACCEPTED,
     };
     Ok(Page { status, ..answer })
 }
@@ -196,16 +195,9 @@ fn refused(why: WordRefused) -> Page {
     let status = match why {
         WordRefused::Ended => StatusCode::NOT_FOUND,
         WordRefused::OtherFlow => StatusCode::CONFLICT,
-        WordRefused::NoJournal | WordRefused::NoStore => StatusCode::SERVICE_UNAVAILABLE,
+        WordRefused::NoStore => StatusCode::SERVICE_UNAVAILABLE,
     };
     Page::refused(status, format!("{why}\n"))
-}
-
-/// What has not recorded a word yet.
-fn pending(recorded: Recorded) -> Vec<&'static str> {
-    let journal = (!recorded.in_journal).then_some("journal");
-    let store = (!recorded.in_store).then_some("store");
-    journal.into_iter().chain(store).collect()
 }
 
 /// Whether CAMS may have given a flow this id.
@@ -290,9 +282,8 @@ impl SettleBody {
             "flow_name": capped_at(&outcome.order.flow.name, MAX_NAME),
             "after_seconds": age.unwrap_or_default().as_secs(),
         });
-        let pending = pending(recorded);
-        if !pending.is_empty() {
-            answer["pending"] = json!(pending);
+        if recorded == Recorded::NotInJournal {
+            answer["pending"] = json!(["journal"]);
         }
         answer.to_string()
     }

@@ -3,6 +3,7 @@
 //! later one takes over the rest when the earlier one has ended.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +15,7 @@ use crate::call::services::CallServices;
 use crate::config::{self, Config, FlowNames, Mode};
 use crate::idempotency::record::Order;
 use crate::idempotency::records::Restored;
-use crate::observe::journal::{self, Journal};
+use crate::observe::journal::{self, Journal, KeyedAttempts};
 use crate::observe::metrics::Metrics;
 
 /// How often a process looks whether the earlier one still writes the journal.
@@ -45,8 +46,10 @@ pub(super) fn restore_keys(calls: &CallServices) -> Result<(), StartError> {
     let Some(journal) = config.journal.as_ref().filter(|_| config.exactly_once.keys) else {
         return Ok(());
     };
-    match journal::keyed(&journal.path) {
-        Ok(attempts) => {
+    let is_shared = calls.journal.as_ref().is_some_and(|it| it.is_shared());
+    match journal::keyed(&journal.path, is_shared) {
+        Ok(KeyedAttempts { attempts, damaged }) => {
+            warn_of_damage(&journal.path, damaged);
             let (now, clock) = (Instant::now(), SystemTime::now());
             let restored = calls
                 .records
@@ -105,8 +108,12 @@ fn take_over(calls: &CallServices, journal: &Journal) {
     let Some(file) = config.journal.as_ref().filter(|_| config.exactly_once.keys) else {
         return;
     };
-    match journal::keyed(&file.path) {
-        Ok(mut attempts) => {
+    match journal::keyed(&file.path, true) {
+        Ok(KeyedAttempts {
+            mut attempts,
+            damaged,
+        }) => {
+            warn_of_damage(&file.path, damaged);
             let has_made = |attempt: &str| journal.has_made(attempt);
             attempts.retain(|it| !has_made(&it.attempt));
             let (now, clock) = (Instant::now(), SystemTime::now());
@@ -135,6 +142,14 @@ fn sought_orders(config: &Config) -> impl Fn(&Order) -> bool {
         .map(|account| &account.id)
         .collect();
     move |order| unique.contains(&order.account)
+}
+
+/// A call whose first line cannot be read is sent again when its key is repeated.
+fn warn_of_damage(path: &Path, lines: u64) {
+    if lines > 0 {
+        let path = path.display();
+        tracing::warn!(%path, lines, "the journal has lines that cannot be read; keys that only they name are not known");
+    }
 }
 
 fn log_restored(restored: Restored) {

@@ -21,7 +21,7 @@ pub(crate) enum StartError {
         error: io::Error,
     },
     /// The journal.
-    #[error("cannot write the journal {} (journal): {error}{}", .path.display(), then(to_write(.error.kind())))]
+    #[error("cannot open the journal {} (journal): {error}{}", .path.display(), then(to_journal(.error.kind())))]
     Journal {
         /// The file.
         path: PathBuf,
@@ -63,6 +63,16 @@ fn to_listen(bind: &Bind, kind: ErrorKind) -> Option<&'static str> {
 
 fn is_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+}
+
+fn to_journal(kind: ErrorKind) -> Option<&'static str> {
+    match kind {
+        ErrorKind::PermissionDenied => Some(
+            "allow the user that runs Flowgate to write to the directory, and to read and write the files \
+             whose names begin like that",
+        ),
+        kind => to_write(kind),
+    }
 }
 
 fn to_write(kind: ErrorKind) -> Option<&'static str> {
@@ -132,7 +142,7 @@ mod tests {
             error,
         }
         .to_string();
-        let expected = "cannot write the journal /j (journal): read-only filesystem or storage medium: mount a writable directory";
+        let expected = "cannot open the journal /j (journal): read-only filesystem or storage medium: mount a writable directory";
         assert!(message.starts_with(expected), "{message}");
         let odd = StartError::Listen {
             bind: tcp(8080),

@@ -27,8 +27,8 @@ use crate::idempotency::KeyState;
 use crate::idempotency::fingerprint::{RecordName, equal_name, fingerprint, record_name};
 use crate::idempotency::key::{self, CLIENT_TOKEN, IdempotencyKey};
 use crate::idempotency::record::{
-    Answer, Created, End, Ending, FlowDescription, LostRecord, Order, OrderKind, Progress,
-    Resolution, Search, UnknownOutcome, Waiter,
+    Answer, Created, End, Ending, FlowDescription, LostRecord, Order, OrderKind, Progress, Search,
+    UnknownOutcome, Waiter,
 };
 use crate::idempotency::records::{CallEnd, Claim, Found, Loss, Marked};
 use crate::idempotency::shared::{LearnedBy, SharedState};
@@ -210,8 +210,20 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn unknown_outcome(unknown: &UnknownOutcome) -> Refusal {
-    let refusal = Refusal::unknown(&unknown.reason, ACTION, unknown.request_id.as_deref());
+/// The refusal of a call whose outcome is unknown. `who` sends no repetition of it; `None`: each call is another
+/// order.
+fn unknown_outcome(unknown: &UnknownOutcome, who: Option<&str>) -> Refusal {
+    let request_id = unknown.request_id.as_deref();
+    let refusal = if let Some(who) = who {
+        let first = &unknown.order.request_id;
+        let advice = format!(
+            "Look for the flow (with ListFlow), and let an operator of Flowgate settle request {first}: \
+             before that {who} sends no repetition."
+        );
+        Refusal::unknown_with(&unknown.reason, &advice, request_id)
+    } else {
+        Refusal::unknown(&unknown.reason, ACTION, request_id)
+    };
     Refusal {
         message: with_finding(refusal.message, unknown),
         ..refusal
@@ -231,7 +243,7 @@ fn with_finding(message: String, unknown: &UnknownOutcome) -> String {
 fn sought(unknown: &UnknownOutcome) -> Refusal {
     Refusal {
         retry_after: Some(REPEAT_AFTER),
-        ..unknown_outcome(unknown)
+        ..unknown_outcome(unknown, None)
     }
 }
 
@@ -331,7 +343,7 @@ fn end_of(judged: &Judged, attempt: Option<Box<str>>, is_sought: bool) -> CallEn
             reason: reason.into(),
             request_id: judged.verdict.request_id().map(Into::into),
             attempt,
-            owner: None,
+            call: None,
             is_sought,
         })
     };
@@ -480,24 +492,24 @@ impl KeyedCall<'_> {
                 Found::Done(created) => {
                     return Ok(self.replay(&created, KeyState::Replayed, record));
                 }
-                Found::Unknown(unknown) => match Box::pin(self.seen_elsewhere()).await {
-                    Some(SharedState::Done(created)) => {
-                        let found = Resolution::Created(created);
-                        unknown::resolve_here(services, order.name, &unknown, found);
+                Found::Unknown(unknown) => {
+                    let seen = Box::pin(self.seen_elsewhere(&unknown)).await;
+                    let ended = seen.as_ref().and_then(|state| state.end_of(&unknown));
+                    match (ended, seen) {
+                        // Another repetition may have been first.
+                        (Some(end), _) => {
+                            drop(unknown::resolve_here(services, order.name, &unknown, end));
+                        }
+                        // Another process has the call under way again.
+                        (None, Some(SharedState::Claimed(_) | SharedState::Open(_))) => {
+                            return Err(self.pending(&Progress::Open));
+                        }
+                        (None, _) => {
+                            record.repeats(&unknown.order.request_id);
+                            return Err(self.unknown(&unknown));
+                        }
                     }
-                    Some(SharedState::Absent) => {
-                        let found = Resolution::Absent;
-                        unknown::resolve_here(services, order.name, &unknown, found);
-                    }
-                    // The outcome was resolved there, and the key's next call is under way.
-                    Some(SharedState::Claimed | SharedState::Open) => {
-                        return Err(self.pending(&Progress::Open));
-                    }
-                    _ => {
-                        record.repeats(&unknown.order.request_id);
-                        return Err(unknown_outcome(&unknown));
-                    }
-                },
+                }
                 Found::Mismatch => return Err(mismatch()),
                 Found::Full => return Err(full()),
             }
@@ -505,13 +517,13 @@ impl KeyedCall<'_> {
     }
 
     /// What the store says of a key whose outcome is unknown here; `None` if that is not about this call.
-    async fn seen_elsewhere(&self) -> Option<SharedState> {
-        let OrderCall { name, order, .. } = self.order;
+    async fn seen_elsewhere(&self, unknown: &UnknownOutcome) -> Option<SharedState> {
+        let name = self.order.name;
         let shared = self.services.shared_records.as_ref()?;
-        if order.kind != OrderKind::Keyed || !self.services.records.is_in_store(*name) {
+        if unknown.order.kind != OrderKind::Keyed || !self.services.records.is_in_store(name) {
             return None;
         }
-        shared.read(*name, order).await.ok()
+        shared.read(name, &unknown.order).await.ok()
     }
 
     /// Waits for the end of the call, at most until the end of the hold. Also until the end of a
@@ -543,7 +555,7 @@ impl KeyedCall<'_> {
         let Some(answer) = &ending.answer else {
             return match &ending.end {
                 End::Done(created) => Ok(self.replay(created, learned(ending), record)),
-                End::Unknown(unknown) => Err(unknown_outcome(unknown)),
+                End::Unknown(unknown) => Err(self.unknown(unknown)),
                 End::Released if ending.is_resolved => Err(self.absent()),
                 End::Released => Err(reply::internal()),
             };
@@ -566,14 +578,39 @@ impl KeyedCall<'_> {
                 }
                 if let End::Unknown(unknown) = &ending.end
                     && self.is_repeatable()
-                    && unknown.search == Search::Active
                 {
-                    refusal.retry_after = Some(self.repeat_after());
-                    refusal.message = sought_message(ending).unwrap_or(refusal.message);
+                    if unknown.search == Search::Active {
+                        refusal.retry_after = Some(self.repeat_after());
+                        refusal.message = sought_message(ending).unwrap_or(refusal.message);
+                    } else {
+                        refusal.message = self.unknown(unknown).message;
+                    }
                 }
                 Err(refusal)
             }
         }
+    }
+
+    /// The refusal of a call whose outcome is unknown.
+    fn unknown(&self, unknown: &UnknownOutcome) -> Refusal {
+        let Self {
+            services, order, ..
+        } = *self;
+        let kind = order.order.kind;
+        // While the table is full there is no record of a call without a key.
+        let is_known = kind == OrderKind::Keyed || services.records.is_unknown(order.name, unknown);
+        if kind == OrderKind::Single || !is_known {
+            return unknown_outcome(unknown, None);
+        }
+        // Otherwise another replica or a later process may send one.
+        let is_kept = kind == OrderKind::Keyed
+            && (services.journal.is_some() || services.shared_records.is_some());
+        let who = if is_kept && services.records.is_protected(order.name) {
+            "Flowgate"
+        } else {
+            "this process of Flowgate"
+        };
+        unknown_outcome(unknown, Some(who))
     }
 
     /// What the answer to the first caller has to do with its record. A call that cannot be repeated
@@ -665,7 +702,7 @@ impl KeyedCall<'_> {
                 };
                 Some(Ok(self.replay(created, state, record)))
             }
-            End::Unknown(unknown) => Some(Err(unknown_outcome(unknown))),
+            End::Unknown(unknown) => Some(Err(self.unknown(unknown))),
             // CAMS's own refusal is for all who waited for it.
             End::Released if ending.was_sent() => {
                 let refused = self.first(ending, record);
@@ -781,7 +818,7 @@ impl Runner {
     /// Claims the key among the replicas, if there are any. Returns the end if another replica has
     /// run the call.
     async fn claim_shared(&mut self) -> Result<Option<Driven>, Refusal> {
-        let Some(shared) = &self.shared else {
+        let Some(shared) = &mut self.shared else {
             return Ok(None);
         };
         let claimed = match &self.owner {
@@ -922,11 +959,8 @@ impl Runner {
     }
 
     /// Tells the other replicas first, then those that wait.
-    async fn end(mut self, mut end: CallEnd, answer: Option<Answer>) {
+    async fn end(mut self, end: CallEnd, answer: Option<Answer>) {
         if let Some(shared) = &self.shared {
-            if let CallEnd::Unknown(loss) = &mut end {
-                loss.owner = Some(shared.owner());
-            }
             shared.settle(&end, self.stamped_until).await;
         }
         if let (CallEnd::Created(created), Some((name, order))) = (&end, self.keyless.take()) {

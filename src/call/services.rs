@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -53,8 +52,6 @@ pub(crate) struct CallServices {
     pub(crate) records: Arc<Records>,
     /// When old records are removed next.
     records_due: Mutex<Instant>,
-    /// One operator's word at a time.
-    pub(super) words: Semaphore,
     /// The looks for flows of unknown outcomes.
     pub(crate) looks: Looks,
     /// The idempotency keys that replicas share; `None` without a store.
@@ -107,7 +104,6 @@ impl CallServices {
             key_waits: WaitingCalls::default(),
             records_due: Mutex::new(Instant::now()),
             records: Records::new(bounds_of_keys(&config_snapshot.config)),
-            words: Semaphore::new(1),
             looks: Looks::default(),
             attempts: TaskTracker::new(),
             current_config,

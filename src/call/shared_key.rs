@@ -12,7 +12,7 @@ use crate::idempotency::fingerprint::RecordName;
 use crate::idempotency::record::Order;
 use crate::idempotency::records::{CallEnd, Loss};
 use crate::idempotency::shared::{
-    KeyClaim, Owner, Settlement, SharedEnd, SharedRecord, SharedRecords, SharedState,
+    ClaimId, KeyClaim, Settlement, SharedEnd, SharedRecord, SharedRecords, SharedState,
 };
 use crate::store::Unavailable;
 
@@ -51,7 +51,7 @@ impl SharedKey {
         hold: Duration,
         is_sought: bool,
     ) -> Self {
-        let claim = KeyClaim::of(name, order, records.new_owner());
+        let claim = KeyClaim::of(name, order, ClaimId::of_call(&order.request_id));
         Self {
             records: records.clone(),
             claim,
@@ -60,13 +60,14 @@ impl SharedKey {
         }
     }
 
-    /// Claims the key, or waits for the replica that has claimed it, until `gone`. Calls `follow`
+    /// Makes a new claim of the key, or waits for the replica that has claimed it, until `gone`. Calls `follow`
     /// when an attempt of that replica is under way.
     pub(super) async fn claim(
-        &self,
+        &mut self,
         follow: impl Fn(),
         gone: impl Future<Output = ()>,
     ) -> Result<ClaimedKey, Unavailable> {
+        self.claim.id = self.claim.id.next();
         let mut gone = pin!(gone);
         let mut pause = FIRST_POLL;
         loop {
@@ -77,8 +78,8 @@ impl SharedKey {
                 }
                 SharedState::Unknown(record) => return Ok(self.unknown(record)),
                 SharedState::Mismatch => return Ok(ClaimedKey::Mismatch),
-                SharedState::Open => follow(),
-                SharedState::Claimed | SharedState::Gated | SharedState::Absent => {}
+                SharedState::Open(_) => follow(),
+                SharedState::Claimed(_) | SharedState::Gated | SharedState::Absent => {}
             }
             tokio::select! {
                 biased;
@@ -98,10 +99,10 @@ impl SharedKey {
             now + passed
         };
         let loss = Loss {
-            reason: "the call of another replica has no certain answer".into(),
+            reason: "the call of a replica has no certain answer".into(),
             request_id: record.request_id,
             attempt: None,
-            owner: Some(record.owner),
+            call: record.calls.into_iter().next(),
             is_sought: self.is_sought,
         };
         ClaimedKey::Ended(CallEnd::Unknown(loss), stamped_until)
@@ -111,11 +112,6 @@ impl SharedKey {
     pub(super) async fn mark(&self, stamped_until: Instant) -> Result<bool, Unavailable> {
         let remaining = stamped_until.saturating_duration_since(Instant::now());
         self.records.mark(&self.claim, remaining).await
-    }
-
-    /// The claim of the call in the store.
-    pub(super) fn owner(&self) -> Owner {
-        self.claim.owner.clone()
     }
 
     /// Settles the end of the call. If the store gives no answer it is settled later.

@@ -8,65 +8,95 @@ use tokio::time::Instant;
 
 use super::services::CallServices;
 use crate::idempotency::fingerprint::RecordName;
+use crate::idempotency::looks::FLOW_OF_ANOTHER;
 use crate::idempotency::record::{Created, OrderKind, Resolution, UnknownOutcome};
-use crate::idempotency::shared::{LearnedBy, Owner, SharedEnd, SharedRecords, SharedState, Taken};
+use crate::idempotency::records::NotEnded;
+use crate::idempotency::shared::{
+    LearnedBy, Settled, SharedEnd, SharedRecords, SharedState, Taken,
+};
 use crate::observe::journal::{Resolved, ResolvedAs, Written};
 
 /// Why an operator's word is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WordRefused {
-    #[error("No unknown outcome has this request_id: see /unknown. It may have ended.")]
+    #[error(
+        "No unknown outcome has this request_id: see /unknown. It has ended, or its call is under way, or \
+         another replica knows it, or this is the id of a repetition, or the call has no record: it had no \
+         key, and flow_names is not \"unique\"."
+    )]
     Ended,
     #[error("Another call has created the flow of this flow_id: a flow belongs to one order.")]
     OtherFlow,
     #[error(
-        "The journal cannot be written, so a restart would forget this. Nothing was changed: say it \
-         again when the journal is up."
-    )]
-    NoJournal,
-    #[error(
-        "The store that replicas share does not answer, or has just lost its data, so the other \
-         replicas would not learn this. Nothing was changed: say it again in some seconds."
+        "The store that replicas share does not answer, has just lost its data, or has the call under \
+         way again. The word may not be recorded: say the same again in some seconds. A 404 then means \
+         that it has ended: a repetition of its key says how, or flowgate journal --unknown at the replica \
+         that has sent it."
     )]
     NoStore,
 }
 
-/// Where an operator's word is recorded. It holds in this process in any case.
+/// Whether an operator's word, which holds, is in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Recorded {
-    /// False: the journal's disk has not answered yet, and a restart may forget the word.
-    pub(crate) in_journal: bool,
-    /// False: the store has not answered, and the first word that it gets will hold there.
-    pub(crate) in_store: bool,
+pub(crate) enum Recorded {
+    /// It is, or there is nothing to write.
+    Yes,
+    /// A restart may forget the word.
+    NotInJournal,
 }
+
+/// What the store makes of a resolution.
+enum Shared {
+    /// It holds at all replicas.
+    Yes,
+    /// The store does not know the call: it is for this process to decide.
+    Not,
+    /// The store had this end before, which holds.
+    Ended(Resolution),
+    /// The flow is another call's.
+    FlowOfAnother,
+    /// The store gives no answer, or it is too early: a replica may know more, or the call is under way again.
+    TooEarly,
+}
+
+/// What looks have found does not hold now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LookAgain;
 
 /// How long an operator's word waits for the journal's disk.
 const RECORD_WITHIN: Duration = Duration::from_secs(2);
 
-/// Ends the unknown outcome that was `judged` by what looks have found, in the store, then here, and answers
-/// the callers that wait for it. Returns what was unknown; `None` if it is not unknown any more.
+/// Ends the unknown outcome that was `judged` by what looks have found: in the store, where the first end
+/// holds, then here, then in the journal. Answers the callers that wait for it. Returns what it has ended with;
+/// `None`: it had ended before.
+///
+/// # Errors
+/// What has been found does not hold now.
 pub(crate) async fn resolve(
     services: &CallServices,
     name: RecordName,
     judged: &UnknownOutcome,
     resolution: Resolution,
-) -> Option<Arc<UnknownOutcome>> {
+) -> Result<Option<Resolution>, LookAgain> {
     // A repetition that is sent at once must find the key free in the store, too.
-    match share(services, name, judged, &resolution).await {
-        // Another replica was first, and its word holds.
-        Some(SharedState::Done(created)) => {
-            let is_the_same = resolution.flow_id() == Some(&created.flow_id);
-            let outcome = resolve_here(services, name, judged, Resolution::Created(created));
-            outcome.filter(|_| is_the_same)
+    let end = match share(services, name, judged, &resolution).await {
+        Shared::Yes | Shared::Not => resolution,
+        Shared::Ended(end) => {
+            drop(resolve_here(services, name, judged, end));
+            return Ok(None);
         }
-        // Another replica was first: nothing was created. The key's next call may be under way there.
-        Some(SharedState::Absent | SharedState::Claimed | SharedState::Open)
-            if resolution.flow_id().is_some() =>
-        {
-            resolve_here(services, name, judged, Resolution::Absent);
-            None
+        Shared::FlowOfAnother => Resolution::Ambiguous(FLOW_OF_ANOTHER.into()),
+        Shared::TooEarly => return Err(LookAgain),
+    };
+    match resolve_here(services, name, judged, end.clone()) {
+        Ok(_) => Ok(Some(end)),
+        Err(NotEnded::NotUnknown) => Ok(None),
+        // An operator has said that the flow is another call's.
+        Err(NotEnded::FlowOfAnother) => {
+            let end = Resolution::Ambiguous(FLOW_OF_ANOTHER.into());
+            let ended = resolve_here(services, name, judged, end.clone());
+            Ok(ended.ok().map(|_| end))
         }
-        _ => resolve_here(services, name, judged, resolution),
     }
 }
 
@@ -76,39 +106,51 @@ pub(crate) fn resolve_here(
     name: RecordName,
     judged: &UnknownOutcome,
     resolution: Resolution,
-) -> Option<Arc<UnknownOutcome>> {
+) -> Result<Arc<UnknownOutcome>, NotEnded> {
+    let now = Instant::now();
     let outcome = services
         .records
-        .resolve(name, judged, resolution.clone(), Instant::now())?;
+        .resolve(name, judged, resolution.clone(), now)?;
     count(services, &outcome, result_of(&resolution));
-    record(services, &outcome, &resolution);
-    Some(outcome)
+    if let (Some(journal), Some(attempt)) = (&services.journal, &outcome.attempt) {
+        journal.resolved(line_of(attempt, &resolution));
+    }
+    Ok(outcome)
 }
 
-/// Tells the other replicas what looks have found, unless the store does not know the call. If the store
-/// is down, a key that is free here stays unknown there. Returns the state of the record if it is not
-/// unknown in the store.
+/// Tells the other replicas how an unknown outcome has ended.
 async fn share(
     services: &CallServices,
     name: RecordName,
     judged: &UnknownOutcome,
     resolution: &Resolution,
-) -> Option<SharedState> {
-    if !services.records.is_unknown(name, judged) {
-        return None;
-    }
-    let shared = store_of(services, name, judged)?;
-    let end = match resolution {
-        Resolution::Created(created) | Resolution::SettledCreated(created) => {
-            SharedEnd::Done(created.clone())
-        }
-        Resolution::Absent => SharedEnd::Absent,
-        Resolution::SettledNotCreated => SharedEnd::NotCreated,
-        // It stays unknown.
-        Resolution::Ambiguous(_) => return None,
+) -> Shared {
+    let Some(shared) = store_of(services, name, judged) else {
+        return Shared::Not;
     };
-    let shared = shared.resolve(name, &judged.order, end);
-    shared.await.ok().flatten()
+    let Some(end) = shared_end(resolution) else {
+        return Shared::Not;
+    };
+    match shared.resolve(name, judged, end).await {
+        Ok(Settled::Yes) => Shared::Yes,
+        Ok(Settled::FlowOfAnother) => Shared::FlowOfAnother,
+        Ok(Settled::Kept(state)) => match state.end_of(judged) {
+            Some(end) => Shared::Ended(end),
+            None => Shared::TooEarly,
+        },
+        Err(_logged) => Shared::TooEarly,
+    }
+}
+
+/// The end that the store is told of. `None`: it stays unknown there, or has ended there.
+fn shared_end(resolution: &Resolution) -> Option<SharedEnd> {
+    match resolution.clone() {
+        Resolution::Created(created) => Some(SharedEnd::Found(created)),
+        Resolution::SettledCreated(created) => Some(SharedEnd::SettledCreated(created)),
+        Resolution::Absent => Some(SharedEnd::Absent),
+        Resolution::SettledNotCreated => Some(SharedEnd::SettledNotCreated),
+        Resolution::Ambiguous(_) | Resolution::CreatedElsewhere(_) => None,
+    }
 }
 
 /// The store, if it knows the call.
@@ -122,8 +164,8 @@ fn store_of<'a>(
     is_known.then_some(shared)
 }
 
-/// Ends an unknown outcome by an operator's word: first in the journal, then in the store, where the first
-/// word holds, then here. `flow_id`: of the flow that was created, if the word is that.
+/// Ends an unknown outcome by an operator's word: in the store, where the first word holds, then here, then
+/// in the journal. `flow_id`: of the flow that was created, if the word is that.
 ///
 /// # Errors
 /// The word does not hold.
@@ -133,178 +175,104 @@ pub(crate) async fn settle(
     outcome: &UnknownOutcome,
     flow_id: Option<&str>,
 ) -> Result<Recorded, WordRefused> {
-    let word = match flow_id {
-        Some(flow_id) => Resolution::SettledCreated(Created {
-            flow_id: flow_id.into(),
-            request_id: outcome.known_request_id(),
-        }),
+    let created = flow_id.map(|flow_id| Created {
+        flow_id: flow_id.into(),
+        request_id: outcome.known_request_id(),
+    });
+    let word = match &created {
+        Some(created) => Resolution::SettledCreated(created.clone()),
         None => Resolution::SettledNotCreated,
     };
-    // Two words at the same time could give one flow to two calls.
-    let _one = services.words.acquire().await;
     if !services.records.is_unknown(name, outcome) {
         return Err(WordRefused::Ended);
     }
-    let seen = may_be_said(services, name, outcome, &word).await?;
-    let in_journal = match (&services.journal, &outcome.attempt) {
-        (Some(journal), Some(attempt)) => {
-            let written = journal.record_resolved(line_of(attempt, &word), RECORD_WITHIN);
-            match written.await {
-                Written::Yes => true,
-                Written::NotYet => false,
-                Written::Lost => return Err(WordRefused::NoJournal),
-            }
-        }
-        _ => true,
-    };
-    // Another call may have created the flow while the journal was written.
-    let records = &services.records;
-    let is_taken = word.flow_id().is_some_and(|id| records.has_flow(id));
-    if is_taken && records.is_unknown(name, outcome) {
-        restate(services, name, outcome).await;
+    if flow_id.is_some_and(|flow_id| services.records.has_flow(flow_id)) {
         return Err(WordRefused::OtherFlow);
     }
-    let said = match seen {
-        Some(SharedState::Unknown(record)) => {
-            match say(services, name, outcome, &word, record.owner).await {
-                Ok(said) => said,
-                Err(refused) => {
-                    restate(services, name, outcome).await;
-                    return Err(refused);
-                }
+    may_be_told(services, name, outcome, flow_id).await?;
+    let shared = share(services, name, outcome, &word).await;
+    let end = match &shared {
+        Shared::Not => word.clone(),
+        // The store has checked whose the flow is.
+        Shared::Yes => created.map_or(word.clone(), Resolution::CreatedElsewhere),
+        Shared::Ended(end) if end.flow_id() == flow_id => end.clone(),
+        Shared::Ended(end) => {
+            drop(resolve_here(services, name, outcome, end.clone()));
+            return Err(WordRefused::Ended);
+        }
+        Shared::FlowOfAnother => return Err(WordRefused::OtherFlow),
+        Shared::TooEarly => return Err(WordRefused::NoStore),
+    };
+    let resolved = services.records.resolve(name, outcome, end, Instant::now());
+    match resolved {
+        Ok(outcome) => {
+            count(services, &outcome, result_of(&word));
+            if let (Shared::Not, Some(flow_id)) = (&shared, flow_id) {
+                note_flow(services, name, &outcome, flow_id).await;
             }
+            Ok(record(services, &outcome, &word).await)
         }
-        // It has ended there, as the word says.
-        ended => ended,
-    };
-    let in_store = said != Some(SharedState::Gated);
-    let end = match said {
-        Some(SharedState::Done(created)) => Resolution::Created(created),
-        _ => word.clone(),
-    };
-    if let Some(outcome) = records.resolve(name, outcome, end, Instant::now()) {
-        count(services, &outcome, result_of(&word));
-        return Ok(Recorded {
-            in_journal,
-            in_store,
-        });
+        // A repetition has just found the word in the store.
+        Err(NotEnded::NotUnknown) if matches!(shared, Shared::Yes | Shared::Ended(_)) => {
+            Ok(Recorded::Yes)
+        }
+        Err(NotEnded::NotUnknown) => Err(WordRefused::Ended),
+        Err(NotEnded::FlowOfAnother) => Err(WordRefused::OtherFlow),
     }
-    restate(services, name, outcome).await;
-    Err(WordRefused::Ended)
 }
 
-/// The journal has a word that does not hold, because the outcome had another end, or another call got the
-/// flow, while the word was written. The last line of an attempt counts, so it waits for room in the queue.
-async fn restate(services: &CallServices, name: RecordName, outcome: &UnknownOutcome) {
-    let (Some(journal), Some(attempt)) = (&services.journal, &outcome.attempt) else {
-        return;
-    };
-    let end = match services.records.created(name) {
-        Some(created) => Resolution::Created((*created).clone()),
-        None if outcome.order.kind == OrderKind::Keyed
-            && !services.records.is_unknown(name, outcome) =>
-        {
-            Resolution::Absent
-        }
-        // It is still unknown; or it has ended, and the records do not say how: those of calls without a key
-        // are not kept.
-        None => Resolution::Ambiguous("the word of an operator did not hold".into()),
-    };
-    // Also a line that the disk does not take in time is written later.
-    let written = journal.record_resolved(line_of(attempt, &end), RECORD_WITHIN);
-    written.await;
-}
-
-/// Says a word to the store, whose record is unknown and of this owner. Returns the state there afterwards, if
-/// the store has it already or gives no answer.
-async fn say(
+/// Checks that the store can record an operator's word, and that it does not know the flow as that of another
+/// call.
+async fn may_be_told(
     services: &CallServices,
     name: RecordName,
     outcome: &UnknownOutcome,
-    word: &Resolution,
-    owner: Owner,
-) -> Result<Option<SharedState>, WordRefused> {
-    let Some(shared) = store_of(services, name, outcome) else {
-        return Ok(None);
-    };
-    let end = match word {
-        Resolution::SettledCreated(created) => SharedEnd::SettledCreated(created.clone()),
-        _ => SharedEnd::NotCreated,
-    };
-    let said = shared.resolve_of(name, &outcome.order, owner.clone(), end);
-    let state = said.await.unwrap_or(Some(SharedState::Gated));
-    if let Some(state) = &state {
-        agrees(services, name, outcome, word, state)?;
-    }
-    match &state {
-        Some(SharedState::Unknown(record)) if record.owner == owner => Err(WordRefused::OtherFlow),
-        // The outcome that the word was said of has ended there.
-        Some(SharedState::Unknown(_)) => Err(WordRefused::Ended),
-        _ => Ok(state),
-    }
-}
-
-/// Checks that an operator's word would hold at all replicas. Returns what the store says of the call, if
-/// it knows it.
-async fn may_be_said(
-    services: &CallServices,
-    name: RecordName,
-    outcome: &UnknownOutcome,
-    word: &Resolution,
-) -> Result<Option<SharedState>, WordRefused> {
-    let flow_id = word.flow_id();
-    if flow_id.is_some_and(|id| services.records.has_flow(id)) {
-        return Err(WordRefused::OtherFlow);
-    }
-    let order = &outcome.order;
-    let seen = match store_of(services, name, outcome) {
-        Some(shared) => match shared.read(name, order).await {
-            Err(_) | Ok(SharedState::Gated) => return Err(WordRefused::NoStore),
-            Ok(state) => Some(state),
-        },
-        None => None,
-    };
-    if let (Some(shared), Some(flow_id)) = (&services.shared_records, flow_id) {
-        let taken = shared.take_flow(name, order, flow_id, LearnedBy::Word);
-        match taken.await {
-            Ok(Taken::Owned) => return Err(WordRefused::OtherFlow),
-            Err(_) | Ok(Taken::Gated) => return Err(WordRefused::NoStore),
-            Ok(Taken::Mine | Taken::OtherOpen | Taken::OtherUnknown) => {}
-        }
-    }
-    if let Some(state) = &seen {
-        agrees(services, name, outcome, word, state)?;
-    }
-    Ok(seen)
-}
-
-/// Checks that a word agrees with what the store says. If it does not, what another replica has recorded
-/// first holds here, too.
-fn agrees(
-    services: &CallServices,
-    name: RecordName,
-    outcome: &UnknownOutcome,
-    word: &Resolution,
-    state: &SharedState,
+    flow_id: Option<&str>,
 ) -> Result<(), WordRefused> {
-    let end = match state {
-        SharedState::Done(created) if word.flow_id() != Some(&*created.flow_id) => {
-            Resolution::Created(created.clone())
-        }
-        // Nothing was created. The key's next call may be under way there.
-        SharedState::Absent | SharedState::Claimed | SharedState::Open
-            if word.flow_id().is_some() =>
-        {
-            Resolution::Absent
-        }
-        // Nothing was created. The key's next call is unknown, too.
-        SharedState::Unknown(record) if !record.may_be_of(outcome.owner.as_ref()) => {
-            Resolution::Absent
-        }
-        _ => return Ok(()),
+    if let Some(shared) = store_of(services, name, outcome) {
+        // Whether the word holds is decided when it is told.
+        return match shared.read(name, &outcome.order).await {
+            Err(_) | Ok(SharedState::Gated) => Err(WordRefused::NoStore),
+            Ok(_) => Ok(()),
+        };
+    }
+    let (Some(shared), Some(flow_id)) = (&services.shared_records, flow_id) else {
+        return Ok(());
     };
-    resolve_here(services, name, outcome, end);
-    Err(WordRefused::Ended)
+    let taken = shared.take_flow(name, &outcome.order, flow_id, LearnedBy::Word);
+    match taken.await {
+        Ok(Taken::Owned) => Err(WordRefused::OtherFlow),
+        Err(_) | Ok(Taken::Gated) => Err(WordRefused::NoStore),
+        Ok(Taken::Mine | Taken::OtherOpen | Taken::OtherUnknown) => Ok(()),
+    }
+}
+
+/// Tells the looks of other replicas whose flow this is. The store does not know the call.
+async fn note_flow(
+    services: &CallServices,
+    name: RecordName,
+    outcome: &UnknownOutcome,
+    flow_id: &str,
+) {
+    if let Some(shared) = &services.shared_records {
+        let taken = shared.take_flow(name, &outcome.order, flow_id, LearnedBy::Answer);
+        drop(taken.await);
+    }
+}
+
+/// Writes an operator's word into the journal, if it has the call.
+async fn record(services: &CallServices, outcome: &UnknownOutcome, word: &Resolution) -> Recorded {
+    match (&services.journal, &outcome.attempt) {
+        (Some(journal), Some(attempt)) => {
+            let written = journal.record_resolved(line_of(attempt, word), RECORD_WITHIN);
+            if written.await == Written::Yes {
+                Recorded::Yes
+            } else {
+                Recorded::NotInJournal
+            }
+        }
+        _ => Recorded::Yes,
+    }
 }
 
 /// Reports that an unknown outcome is not remembered any longer.
@@ -331,13 +299,6 @@ fn count(services: &CallServices, outcome: &UnknownOutcome, result: ResolvedAs) 
     services.metrics.resolved(account, result.label(), after);
 }
 
-/// Queues the journal's line.
-fn record(services: &CallServices, outcome: &UnknownOutcome, resolution: &Resolution) {
-    if let (Some(journal), Some(attempt)) = (&services.journal, &outcome.attempt) {
-        journal.resolved(line_of(attempt, resolution));
-    }
-}
-
 /// What the journal's line says.
 fn line_of<'a>(attempt: &'a str, resolution: &'a Resolution) -> Resolved<'a> {
     let found = match resolution {
@@ -354,7 +315,7 @@ fn line_of<'a>(attempt: &'a str, resolution: &'a Resolution) -> Resolved<'a> {
 
 fn result_of(resolution: &Resolution) -> ResolvedAs {
     match resolution {
-        Resolution::Created(_) => ResolvedAs::Created,
+        Resolution::Created(_) | Resolution::CreatedElsewhere(_) => ResolvedAs::Created,
         Resolution::Absent => ResolvedAs::Absent,
         Resolution::Ambiguous(_) => ResolvedAs::Ambiguous,
         Resolution::SettledCreated(_) | Resolution::SettledNotCreated => ResolvedAs::Settled,

@@ -121,6 +121,9 @@ fn write(path: &Path, secret: &str) -> Result<String, String> {
         .map_err(|error| match error.kind() {
             // The error of a new file's folder.
             ErrorKind::NotFound => not_written(path, &"the folder does not exist"),
+            ErrorKind::AlreadyExists => {
+                not_written(path, &"the file exists: name another one, or remove it")
+            }
             _ => not_written(path, &error),
         })?;
     if let Err(error) = file.write_all(secret.as_bytes()) {
@@ -203,7 +206,10 @@ mod tests {
             path.to_str()
         );
         let again = new_client("team-a", "acme", Some(&path)).err().unwrap();
-        assert!(again.ends_with("File exists (os error 17)"), "{again}");
+        assert!(
+            again.ends_with("the file exists: name another one, or remove it"),
+            "{again}"
+        );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), secret);
     }
 

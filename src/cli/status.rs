@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::ask::{Admin, AdminAddress, ask};
 use super::table::{shown, table};
 use crate::config::{Source, secret_file};
+use crate::limiter::shared::NEVER;
 use crate::limiter::{LaneView, OperatorPauseView, TenantView};
 
 /// The options of `flowgate status`.
@@ -41,8 +42,16 @@ struct Page {
     mode: String,
     upstream: Upstream,
     upstreams: Vec<Upstream>,
+    store: Option<Store>,
     sessions: Vec<Session>,
     lanes: Vec<LaneView>,
+}
+
+/// The store that replicas share.
+#[derive(Deserialize)]
+struct Store {
+    up: bool,
+    replicas: usize,
 }
 
 /// An account whose session is missing or could not be refreshed.
@@ -232,10 +241,23 @@ impl Page {
             String::new()
         };
         format!(
-            "mode {}, lanes {}, waiting {waiting}{for_session}; {upstream}",
+            "mode {}, lanes {}, waiting {waiting}{for_session}; {upstream}{}",
             shown(&self.mode),
-            self.lanes.len()
+            self.lanes.len(),
+            self.store.as_ref().map(Store::summary).unwrap_or_default()
         )
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    fn summary(&self) -> String {
+        match self {
+            Self { up: false, .. } => "; the store does not respond".to_owned(),
+            Self { replicas: 1, .. } => "; the store responds, 1 replica".to_owned(),
+            Self { replicas, .. } => format!("; the store responds, {replicas} replicas"),
+        }
     }
 }
 
@@ -316,7 +338,7 @@ impl LaneView {
             shown(&self.action),
             self.waiting().to_string(),
             seconds(self.oldest_wait_seconds),
-            seconds(wait),
+            predicted(wait),
             self.pause(),
             per_second(self.effective_per_second),
             per_second(self.limit_per_second),
@@ -350,6 +372,15 @@ fn seconds(seconds: f64) -> String {
         format!("{seconds:.1}s")
     } else {
         "-".to_owned()
+    }
+}
+
+/// How long a new call waits.
+fn predicted(wait: f64) -> String {
+    if wait < NEVER.as_secs_f64() {
+        seconds(wait)
+    } else {
+        "unknown".to_owned()
     }
 }
 
@@ -397,6 +428,30 @@ b         ListFlow      0       -       -     -      4.97/s  5/s
             "{table}"
         );
         assert_eq!(table_of("{}", true).lines().count(), 1);
+    }
+
+    #[test]
+    fn the_first_line_says_whether_the_store_responds() {
+        for (store, expected) in [
+            ("null", ""),
+            (
+                r#"{"up":true,"replicas":1}"#,
+                "; the store responds, 1 replica",
+            ),
+            (
+                r#"{"up":true,"replicas":3}"#,
+                "; the store responds, 3 replicas",
+            ),
+            (
+                r#"{"up":false,"replicas":3}"#,
+                "; the store does not respond",
+            ),
+        ] {
+            let page = format!(r#"{{"upstream":{{"reachable":true}},"store":{store}}}"#);
+            let table = table_of(&page, false);
+            let state = table.split_once("CAMS is reachable").unwrap().1;
+            assert_eq!(state.lines().next().unwrap_or_default(), expected);
+        }
     }
 
     #[test]

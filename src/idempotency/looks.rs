@@ -11,7 +11,7 @@ mod names;
 mod schedule;
 
 pub(crate) use self::decision::{
-    Evidence, FlowStatus, Others, Verdict, Wanted, candidate_id, decide,
+    Evidence, FLOW_OF_ANOTHER, FlowStatus, Others, Verdict, Wanted, candidate_id, decide,
 };
 use self::schedule::BETWEEN_SWEEPS;
 pub(crate) use self::schedule::{Look, LookKind, Schedule, Watch};

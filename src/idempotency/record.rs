@@ -12,7 +12,6 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, FlowNameHash, flow_name_hash};
-use super::shared::Owner;
 use crate::error::{Outcome, Refusal};
 use crate::observe::record::CallNotes;
 use crate::primitives::id::{AccountId, ClientId};
@@ -26,7 +25,8 @@ pub(crate) struct Order {
     pub(crate) client: ClientId,
     pub(crate) kind: OrderKind,
     pub(crate) fingerprint: Fingerprint,
-    /// Flowgate's id of the first request of the order.
+    /// Flowgate's id of the request with which its call began. It names the call here, in the journal and
+    /// in the store.
     pub(crate) request_id: Box<str>,
     pub(crate) flow: FlowDescription,
 }
@@ -95,8 +95,6 @@ pub(crate) struct UnknownOutcome {
     pub(crate) order: Arc<Order>,
     /// The journal's name of the attempt, if it is in a journal.
     pub(crate) attempt: Option<Box<str>>,
-    /// The claim of the call in the store that replicas share; if it is known.
-    pub(crate) owner: Option<Owner>,
     /// When the attempt was sent, by this host's clock.
     pub(crate) at: SystemTime,
     /// When the attempt ended.
@@ -122,7 +120,9 @@ pub(crate) enum Search {
 pub(crate) enum Resolution {
     /// A look has found the flow.
     Created(Created),
-    /// Looks have proved that CAMS did not create the flow.
+    /// Another process has learned of the flow, and all replicas know it.
+    CreatedElsewhere(Created),
+    /// Looks have proved that CAMS did not create the flow, or another process has learned that.
     Absent,
     /// Looks have found something that only an operator can judge: the outcome stays unknown.
     Ambiguous(Box<str>),
@@ -180,7 +180,9 @@ impl Resolution {
     /// The flow that CAMS has created, if it has.
     pub(crate) fn flow_id(&self) -> Option<&str> {
         match self {
-            Self::Created(created) | Self::SettledCreated(created) => Some(&created.flow_id),
+            Self::Created(created)
+            | Self::CreatedElsewhere(created)
+            | Self::SettledCreated(created) => Some(&created.flow_id),
             Self::Absent | Self::Ambiguous(_) | Self::SettledNotCreated => None,
         }
     }
@@ -190,9 +192,9 @@ impl Resolution {
 
 impl UnknownOutcome {
     /// Whether both are of one call. What was learned of a call must not end the next one of its key,
-    /// which may have been sent and lost meanwhile: each call has an order of its own.
+    /// which may have been sent and lost meanwhile.
     pub(super) fn is_of_call(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.order, &other.order)
+        self.order.request_id == other.order.request_id
     }
 
     /// The same unknown outcome with another state of the search.

@@ -17,7 +17,7 @@ use super::record::{
     Answer, Created, End, Ending, LostRecord, Order, OrderKind, Progress, Resolution, Running,
     Search, UnknownOutcome, Waiter,
 };
-use super::shared::{KeyClaim, Owner, Published, SharedEnd};
+use super::shared::{ClaimId, KeyClaim, Published, SharedEnd};
 use crate::observe::journal::KeyedAttempt;
 
 mod flows;
@@ -49,7 +49,9 @@ struct Table {
     /// The number of records of each client of each account.
     clients: HashMap<ClientHash, usize>,
     unknown: UnknownIndex,
-    made_here: flows::MadeHere,
+    made_here: flows::LatestFlows,
+    /// By earlier processes, as the journal says.
+    made_before: flows::LatestFlows,
     count: Count,
 }
 
@@ -139,10 +141,19 @@ pub(crate) struct Loss {
     pub(crate) request_id: Option<Box<str>>,
     /// The journal's name of the attempt, if it is in a journal.
     pub(crate) attempt: Option<Box<str>>,
-    /// The claim of the call in the store that replicas share; if it is known.
-    pub(crate) owner: Option<Owner>,
+    /// The call, if another replica has run it.
+    pub(crate) call: Option<Box<str>>,
     /// Whether Flowgate looks for the flow.
     pub(crate) is_sought: bool,
+}
+
+/// Why an unknown outcome was not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotEnded {
+    /// The outcome of the call is not unknown any more.
+    NotUnknown,
+    /// The flow is known as that of another call.
+    FlowOfAnother,
 }
 
 /// Number of records that a sweep found to be too old, and the unknown outcomes among them.
@@ -168,7 +179,8 @@ impl Records {
                 records: HashMap::new(),
                 clients: HashMap::new(),
                 unknown: UnknownIndex::default(),
-                made_here: flows::MadeHere::default(),
+                made_here: flows::LatestFlows::default(),
+                made_before: flows::LatestFlows::default(),
                 count: Count::default(),
             }),
             unknown_changed: Notify::new(),
@@ -251,44 +263,46 @@ impl Records {
         record.is_none_or(|record| record.state.is_in_store())
     }
 
-    /// The flow of a record that has ended.
-    pub(crate) fn created(&self, name: RecordName) -> Option<Arc<Created>> {
-        let table = self.table.lock();
-        match &table.records.get(&name)?.state {
-            State::Done(done) => Some(done.created.clone()),
-            State::Running(_) | State::Unknown(..) => None,
-        }
-    }
-
     /// Whether this FlowId is known as that of a call. It reads all records, and the latest flows of each space.
     pub(crate) fn has_flow(&self, flow_id: &str) -> bool {
-        let table = self.table.lock();
-        let mut states = table.records.values().map(|record| &record.state);
-        states.any(|state| matches!(state, State::Done(done) if *done.created.flow_id == *flow_id))
-            || table.made_here.has(flow_id)
+        self.table.lock().has_flow(flow_id)
     }
 
     /// Ends the unknown outcome that was `judged`, and answers the callers that wait for it. Returns what
-    /// was unknown; `None` if it is not unknown any more.
+    /// was unknown. One flow does not end two calls.
+    ///
+    /// # Errors
+    /// The outcome stays as it is.
     pub(crate) fn resolve(
         &self,
         name: RecordName,
         judged: &UnknownOutcome,
         resolution: Resolution,
         now: Instant,
-    ) -> Option<Arc<UnknownOutcome>> {
-        self.end_unknown(name, judged, now, |outcome| match resolution {
-            Resolution::Created(created) | Resolution::SettledCreated(created) => {
-                End::Done(Arc::new(created))
-            }
-            Resolution::Absent | Resolution::SettledNotCreated => End::Released,
-            Resolution::Ambiguous(found) => outcome.with(Search::Ambiguous(found)),
+    ) -> Result<Arc<UnknownOutcome>, NotEnded> {
+        self.end_unknown(name, judged, now, |outcome, table| {
+            Ok(match resolution {
+                Resolution::Created(created) | Resolution::SettledCreated(created) => {
+                    if table.has_flow(&created.flow_id) {
+                        return Err(NotEnded::FlowOfAnother);
+                    }
+                    End::Done(Arc::new(created))
+                }
+                // It was checked there.
+                Resolution::CreatedElsewhere(created) => End::Done(Arc::new(created)),
+                Resolution::Absent | Resolution::SettledNotCreated => End::Released,
+                Resolution::Ambiguous(found) => outcome.with(Search::Ambiguous(found)),
+            })
         })
     }
 
     /// Begins or ends the search for the flow of an unknown outcome.
     pub(crate) fn set_search(&self, name: RecordName, judged: &UnknownOutcome, search: Search) {
-        self.end_unknown(name, judged, Instant::now(), |outcome| outcome.with(search));
+        drop(
+            self.end_unknown(name, judged, Instant::now(), |outcome, _| {
+                Ok(outcome.with(search))
+            }),
+        );
     }
 
     fn end_unknown(
@@ -296,21 +310,21 @@ impl Records {
         name: RecordName,
         judged: &UnknownOutcome,
         now: Instant,
-        end: impl FnOnce(&UnknownOutcome) -> End,
-    ) -> Option<Arc<UnknownOutcome>> {
+        end: impl FnOnce(&UnknownOutcome, &Table) -> Result<End, NotEnded>,
+    ) -> Result<Arc<UnknownOutcome>, NotEnded> {
         let mut table = self.table.lock();
         let Some(Record {
             state: State::Unknown(running, outcome),
             ..
         }) = table.records.get(&name)
         else {
-            return None;
+            return Err(NotEnded::NotUnknown);
         };
         if !outcome.is_of_call(judged) {
-            return None;
+            return Err(NotEnded::NotUnknown);
         }
         let (running, outcome) = (running.clone(), outcome.clone());
-        let end = end(&outcome);
+        let end = end(&outcome, &table)?;
         table.end(name, &running, &end, now);
         drop(table);
         self.unknown_changed.notify_one();
@@ -319,7 +333,7 @@ impl Records {
             answer: None,
             is_resolved: true,
         }));
-        Some(outcome)
+        Ok(outcome)
     }
 
     /// The finished and unknown keys, for the store that replicas share.
@@ -377,8 +391,17 @@ impl Table {
         self.records.len() < self.bounds.max && own < self.bounds.max.div_ceil(2)
     }
 
-    fn is_overfull(&self) -> bool {
-        self.records.len() > self.bounds.max
+    /// Whether a call that ends finds no room for its record. One that has it keeps it.
+    fn has_no_room(&self, name: &RecordName) -> bool {
+        let is_new = self.records.get(name).is_none_or(Record::is_running);
+        is_new && self.records.len() > self.bounds.max
+    }
+
+    fn has_flow(&self, flow_id: &str) -> bool {
+        let mut states = self.records.values().map(|record| &record.state);
+        states.any(|state| matches!(state, State::Done(done) if *done.created.flow_id == *flow_id))
+            || self.made_here.has(flow_id)
+            || self.made_before.has(flow_id)
     }
 
     fn client(&self, order: &Order) -> ClientHash {
@@ -412,8 +435,8 @@ impl Table {
         Some(record)
     }
 
-    /// Sets the state of a record after the end of its call.
-    fn end(&mut self, name: RecordName, running: &Arc<Running>, end: &End, now: Instant) {
+    /// Sets the state of a record after the end of its call. Returns whether there is still one.
+    fn end(&mut self, name: RecordName, running: &Arc<Running>, end: &End, now: Instant) -> bool {
         let order = &running.order;
         if let End::Done(created) = end {
             self.made_here.add(order, &created.flow_id);
@@ -421,10 +444,11 @@ impl Table {
         let state = match end {
             End::Done(created) => Done::of(running, created, now).map(State::Done),
             // Only keys are refused while there is no room.
-            End::Unknown(_) if order.kind != OrderKind::Keyed && self.is_overfull() => None,
+            End::Unknown(_) if order.kind != OrderKind::Keyed && self.has_no_room(&name) => None,
             End::Unknown(outcome) => Some(State::Unknown(running.clone(), outcome.clone())),
             End::Released => None,
         };
+        let is_kept = state.is_some();
         match (state, self.records.get_mut(&name)) {
             (Some(State::Done(done)), Some(record)) if record.is_running() => {
                 *self.count.of(&record.state) -= 1;
@@ -434,6 +458,7 @@ impl Table {
             (Some(state), _) => self.insert(name, order, state),
             (None, _) => drop(self.remove(&name)),
         }
+        is_kept
     }
 }
 
@@ -532,6 +557,8 @@ impl Record {
             return None;
         }
         let mut flow_name = None;
+        // Whose it was does not matter any more when the flow is known.
+        let mut call = "";
         let (end, signed_until, lifetime) = match &self.state {
             State::Done(done) if !done.is_for_one => {
                 let passed = now.saturating_duration_since(done.at);
@@ -542,6 +569,7 @@ impl Record {
                 let request_id = outcome.request_id.clone();
                 let end = SharedEnd::Unknown { request_id };
                 flow_name = running.order.flow_name_hash();
+                call = &outcome.order.request_id;
                 (end, outcome.stamped_until, KEEP_UNKNOWN)
             }
             _ => return None,
@@ -549,7 +577,7 @@ impl Record {
         Some(Published {
             claim: KeyClaim {
                 name,
-                owner: Owner::none(),
+                id: ClaimId::of_call(call),
                 print: self.fingerprint(),
                 flow_name,
             },
@@ -695,7 +723,7 @@ impl Drop for Marked {
             reason: "the call was interrupted".into(),
             request_id: None,
             attempt: None,
-            owner: None,
+            call: None,
             is_sought: false,
         };
         self.finish(CallEnd::Unknown(loss), None);
@@ -706,12 +734,18 @@ impl Drop for Marked {
 
 impl Loss {
     fn outcome(self, order: Arc<Order>, at: SystemTime, stamped_until: Instant) -> UnknownOutcome {
+        let order = match self.call {
+            Some(request_id) => Arc::new(Order {
+                request_id,
+                ..(*order).clone()
+            }),
+            None => order,
+        };
         UnknownOutcome {
             reason: self.reason,
             request_id: self.request_id,
             order,
             attempt: self.attempt,
-            owner: self.owner,
             at,
             ended: Instant::now(),
             stamped_until,
@@ -728,10 +762,16 @@ impl Loss {
 
 impl Owned {
     /// The table first: a waiter that learns of the end must find the same there.
-    fn end(self, end: End, answer: Option<Answer>) {
+    fn end(self, mut end: End, answer: Option<Answer>) {
         let mut table = self.records.table.lock();
-        table.end(self.name, &self.running, &end, Instant::now());
+        let is_kept = table.end(self.name, &self.running, &end, Instant::now());
         drop(table);
+        // Without a record nothing looks for the flow.
+        if let End::Unknown(outcome) = &end
+            && !is_kept
+        {
+            end = outcome.with(Search::None);
+        }
         if matches!(end, End::Unknown(_)) {
             self.records.unknown_changed.notify_one();
         }

@@ -10,6 +10,7 @@ mod member;
 mod protocol;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,14 +21,14 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::fingerprint::RecordName;
-use super::record::Order;
+use super::record::{Order, UnknownOutcome};
 use crate::observe::metrics::Metrics;
 use crate::store::{State, Store, Unavailable};
 
 pub(crate) use member::{Member, Times};
 pub(crate) use protocol::{
-    Call, ClaimAnswer, KeyClaim, LearnedBy, MarkAnswer, Op, Owner, Published, SettleAnswer,
-    Settlement, SharedEnd, SharedRecord, SharedState, TakeAnswer, Taken,
+    Call, ClaimId, KeyClaim, LearnedBy, MarkAnswer, Op, Published, SettleAnswer, Settled,
+    Settlement, SharedEnd, SharedRecord, SharedState, StateAnswer, TakeAnswer, Taken,
 };
 
 /// This replica's access to the records that replicas share.
@@ -44,8 +45,11 @@ pub(crate) struct SharedRecords {
     beating: Semaphore,
     /// The keys of which an attempt of this replica may be under way.
     open: Mutex<HashMap<RecordName, Published>>,
-    /// Ends that the store does not know yet.
-    owed: Mutex<HashMap<RecordName, Settlement>>,
+    /// Ends that the store does not know yet, those of each key in their order.
+    owed: Mutex<HashMap<RecordName, Vec<Settlement>>>,
+    /// While records are published: the claims that were released meanwhile. What is published may bring
+    /// them back.
+    released: Mutex<Option<Vec<Settlement>>>,
     /// The flows that this replica may look for, and until when.
     leases: Mutex<HashMap<RecordName, Instant>>,
     /// Counts the beginnings and the ends of take-overs: odd during one.
@@ -61,7 +65,7 @@ struct Scripts {
     claim: Script,
     mark: Script,
     settle: Script,
-    settle_unknown: Script,
+    resolve: Script,
     take_flow: Script,
     publish: Script,
     beat: Script,
@@ -97,6 +101,7 @@ impl SharedRecords {
             beating: Semaphore::new(1),
             open: Mutex::default(),
             owed: Mutex::default(),
+            released: Mutex::default(),
             leases: Mutex::default(),
             take_overs: AtomicU64::new(0),
             wake: Notify::new(),
@@ -115,11 +120,6 @@ impl SharedRecords {
         self.take_overs.fetch_add(1, Ordering::SeqCst);
         member.unpublish();
         TakeOver(self)
-    }
-
-    /// Returns a new name for one claim of this replica.
-    pub(crate) fn new_owner(&self) -> Owner {
-        self.member.lock().new_owner()
     }
 
     /// Claims a key for `hold`, or returns the state of its record. To be repeated until the state
@@ -144,7 +144,7 @@ impl SharedRecords {
         name: RecordName,
         order: &Order,
     ) -> Result<SharedState, Unavailable> {
-        let claim = KeyClaim::of(name, order, Owner::none());
+        let claim = KeyClaim::of(name, order, ClaimId::of_call(&order.request_id));
         self.look_up(&claim, None).await
     }
 
@@ -156,7 +156,7 @@ impl SharedRecords {
         self.greet().await?;
         self.pay(claim.name).await?;
         let call = self.member.lock().claim(claim, hold);
-        let answer = self.run(&call, ClaimAnswer::read).await?;
+        let answer = self.run(&call, StateAnswer::read).await?;
         self.heard(&answer.epoch);
         Ok(answer.state)
     }
@@ -191,77 +191,100 @@ impl SharedRecords {
             }
         }
         let released = Settlement::released(claim, Instant::now());
-        self.owed.lock().insert(claim.name, released);
+        self.owe(&released);
         self.wake.notify_one();
-        self.ended(claim);
         answer.map(|_lost| false)
     }
 
-    /// The call of this claim has ended, and its record of this process says how.
+    /// No attempt of this claim is under way any more: it was released, or the record of this process says
+    /// how its call has ended.
     pub(crate) fn ended(&self, claim: &KeyClaim) {
-        self.open.lock().remove(&claim.name);
+        let mut open = self.open.lock();
+        if let MapEntry::Occupied(own) = open.entry(claim.name)
+            && own.get().claim == *claim
+        {
+            own.remove();
+        }
     }
 
-    /// Records how looks have resolved an unknown outcome. Returns the state of the record if it is not
-    /// unknown in the store.
+    /// Records how the unknown outcome of a call was resolved: it holds if it is unknown in the store, too.
     ///
     /// # Errors
-    /// The store gives no answer.
+    /// The store gives no answer. It may have recorded it.
     pub(crate) async fn resolve(
         &self,
         name: RecordName,
-        order: &Order,
+        outcome: &UnknownOutcome,
         end: SharedEnd,
-    ) -> Result<Option<SharedState>, Unavailable> {
-        let owner = match self.read(name, order).await? {
-            SharedState::Unknown(record) => record.owner,
-            // CAMS shows the flow, whatever was recorded before.
-            SharedState::Absent if matches!(end, SharedEnd::Done(_)) => Owner::none(),
-            other => return Ok(Some(other)),
-        };
-        self.resolve_of(name, order, owner, end).await
-    }
-
-    /// Records how the unknown outcome of this owner was resolved. Returns the state of the record if
-    /// that does not hold: another end was recorded before.
-    ///
-    /// # Errors
-    /// The store gives no answer. It is recorded later, if it holds then.
-    pub(crate) async fn resolve_of(
-        &self,
-        name: RecordName,
-        order: &Order,
-        owner: Owner,
-        end: SharedEnd,
-    ) -> Result<Option<SharedState>, Unavailable> {
-        let settlement = Settlement {
-            claim: KeyClaim::of(name, order, owner),
+    ) -> Result<Settled, Unavailable> {
+        let order = &outcome.order;
+        let resolution = Settlement {
+            claim: KeyClaim::of(name, order, ClaimId::of_call(&order.request_id)),
             end,
-            signed_until: Instant::now(),
+            signed_until: outcome.stamped_until,
         };
-        if self.settle(settlement).await?.is_settled {
-            return Ok(None);
-        }
-        self.read(name, order).await.map(Some)
+        self.greet().await?;
+        self.pay(name).await?;
+        self.tell(&resolution).await
     }
 
-    /// Records the end of a call or of an unknown outcome. If the store gives no answer it is
-    /// recorded later.
+    /// Records the end of a call. If the store gives no answer it is recorded later.
     ///
     /// # Errors
     /// The store gives no answer.
-    pub(crate) async fn settle(&self, settlement: Settlement) -> Result<SettleAnswer, Unavailable> {
-        let name = settlement.claim.name;
-        self.owed.lock().insert(name, settlement.clone());
-        let call = self.member.lock().settle(&settlement, Instant::now());
-        let answer = self.run(&call, SettleAnswer::read).await?;
-        if self.heard(&answer.epoch) {
-            let mut owed = self.owed.lock();
-            if owed.get(&name) == Some(&settlement) {
-                owed.remove(&name);
+    pub(crate) async fn settle(&self, settlement: Settlement) -> Result<Settled, Unavailable> {
+        let earlier = self.owe(&settlement);
+        self.tell_after(&earlier, &settlement).await
+    }
+
+    /// Notes what the store must be told of a key. Returns what it must be told before.
+    fn owe(&self, settlement: &Settlement) -> Vec<Settlement> {
+        if settlement.end == SharedEnd::Released {
+            self.ended(&settlement.claim);
+            if let Some(released) = &mut *self.released.lock() {
+                released.push(settlement.clone());
             }
         }
-        Ok(answer)
+        let mut owed = self.owed.lock();
+        let of_key = owed.entry(settlement.claim.name).or_default();
+        let earlier = of_key.clone();
+        of_key.push(settlement.clone());
+        earlier
+    }
+
+    async fn tell_after(
+        &self,
+        earlier: &[Settlement],
+        settlement: &Settlement,
+    ) -> Result<Settled, Unavailable> {
+        for earlier in earlier {
+            self.tell(earlier).await?;
+        }
+        self.tell(settlement).await
+    }
+
+    async fn tell(&self, settlement: &Settlement) -> Result<Settled, Unavailable> {
+        let name = settlement.claim.name;
+        let call = self.member.lock().settle(settlement, Instant::now());
+        let answer = self.run(&call, SettleAnswer::read).await?;
+        let is_current = self.heard(&answer.epoch);
+        let is_told = match &answer.settled {
+            // Otherwise the store may have lost it since.
+            Settled::Yes => is_current,
+            // It is told again when all replicas have published what they know.
+            Settled::Kept(SharedState::Gated) => false,
+            Settled::Kept(_) | Settled::FlowOfAnother => true,
+        };
+        if is_told {
+            let mut owed = self.owed.lock();
+            if let MapEntry::Occupied(mut of_key) = owed.entry(name) {
+                of_key.get_mut().retain(|other| other != settlement);
+                if of_key.get().is_empty() {
+                    of_key.remove();
+                }
+            }
+        }
+        Ok(answer.settled)
     }
 
     /// Takes a flow for a call of this replica, so that no other call gets it.
@@ -324,10 +347,16 @@ impl SharedRecords {
         let take_overs = self.take_overs.load(Ordering::SeqCst);
         let unpublished = self.member.lock().unpublished();
         if let Some(epoch) = unpublished.filter(|_| take_overs.is_multiple_of(2)) {
-            // The open ones first: one that ends meanwhile is in `records`.
+            *self.released.lock() = Some(Vec::new());
+            // The open ones first: one that ends meanwhile is in `records`, or was released.
             let mut known: Vec<_> = self.open.lock().values().cloned().collect();
             known.extend(records());
-            self.publish(&epoch, known, take_overs).await?;
+            let published = self.publish(&epoch, known, take_overs).await;
+            let released = self.released.lock().take();
+            for settlement in released.iter().flatten() {
+                self.owe(settlement);
+            }
+            published?;
             self.beat(Op::Beat).await?;
         }
         let owed: Vec<_> = self.owed.lock().keys().copied().collect();
@@ -408,13 +437,13 @@ impl SharedRecords {
         Ok(())
     }
 
-    /// Settles what the store does not know yet of this key.
+    /// Tells the store what it does not know yet of this key.
     async fn pay(&self, name: RecordName) -> Result<(), Unavailable> {
-        let settlement = self.owed.lock().get(&name).cloned();
-        match settlement {
-            Some(settlement) => self.settle(settlement).await.map(drop),
-            None => Ok(()),
+        let owed = self.owed.lock().get(&name).cloned();
+        for settlement in owed.iter().flatten() {
+            self.tell(settlement).await?;
         }
+        Ok(())
     }
 
     async fn run<T>(
@@ -450,7 +479,7 @@ impl Scripts {
             claim: script(Op::Claim),
             mark: script(Op::Mark),
             settle: script(Op::Settle),
-            settle_unknown: script(Op::SettleUnknown),
+            resolve: script(Op::Resolve),
             take_flow: script(Op::TakeFlow),
             publish: script(Op::Publish),
             beat: script(Op::Beat),
@@ -462,7 +491,7 @@ impl Scripts {
             Op::Claim => &self.claim,
             Op::Mark => &self.mark,
             Op::Settle => &self.settle,
-            Op::SettleUnknown => &self.settle_unknown,
+            Op::Resolve => &self.resolve,
             Op::TakeFlow => &self.take_flow,
             Op::Publish => &self.publish,
             Op::Beat | Op::Greet | Op::Leave => &self.beat,

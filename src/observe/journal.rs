@@ -4,12 +4,13 @@
 //!
 //! A thread writes the lines (`journal/writer.rs`) to a rotating file (`journal/file.rs`) and
 //! tracks outages (`journal/health.rs`). `journal/carry.rs` keeps the keys of a file that is dropped.
-//! `journal/line.rs` defines a line, `journal/open.rs` reads a journal, `journal/lock.rs` notices
-//! another process that writes it.
+//! `journal/line.rs` defines a line, `journal/open.rs` reads a journal, `journal/known.rs` judges what
+//! it says of an attempt, `journal/lock.rs` notices another process that writes it.
 
 mod carry;
 mod file;
 mod health;
+mod known;
 mod line;
 mod lock;
 mod open;
@@ -37,9 +38,12 @@ use lock::JournalLock;
 use writer::Writer;
 
 pub(crate) use file::RotatingFile;
+pub(crate) use known::Known;
 pub(crate) use line::{OrderKind, Outcome, ResolvedAs, SentLine};
 pub use open::{JournalContent, read};
-pub(crate) use open::{KeyedAttempt, KeyedEnd, KeyedResolution, ListedAttempt, Resolution, keyed};
+pub(crate) use open::{
+    KeyedAttempt, KeyedAttempts, KeyedEnd, KeyedResolution, ListedAttempt, Resolution, keyed,
+};
 
 /// The journal of attempts.
 pub(crate) struct Journal {
@@ -135,6 +139,7 @@ impl Journal {
     /// Opens or creates the file. Read it later only: without another process its content is then
     /// complete.
     pub(crate) fn open(config: &config::Journal, metrics: Arc<Metrics>) -> io::Result<Self> {
+        file::check_kind(&config.path)?;
         let mut file = RotatingFile::open(config)?;
         let (lock, is_shared) = JournalLock::take(&config.path);
         let mut run = [0; 8];

@@ -120,7 +120,7 @@ impl Record {
         Self {
             telemetry,
             arrived: Instant::now(),
-            request_id: error_body::request_id().into(),
+            request_id: error_body::shared_request_id(),
             from,
             claimed_identity: None,
             operation: None,

@@ -46,12 +46,16 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let (connection, health) = loop {
             match shared.reach().await {
                 Ok(reached) => break reached,
-                Err(error) => logged.error(&error),
+                Err(error) => {
+                    logged.error(&error);
+                    shared.attempted(error.forbids_start());
+                }
             }
             sleep(pause).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
         };
         let before = shared.restore(connection, &health);
+        shared.attempted(None);
         logged.up(before, health.server);
         let up_since = Instant::now();
         ping_until_down(&shared, &mut state).await;

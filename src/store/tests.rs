@@ -343,6 +343,15 @@ async fn a_store_without_the_needed_permissions_is_refused_at_the_start() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_can_be_reached_is_up_when_its_check_returns() {
+    let (store, _) = Fake::new(Behaviour::Healthy).store();
+    assert_eq!(store.state(), State::NeverSeen);
+    assert_eq!(store.check().await, Ok(()));
+    let state = store.state();
+    assert!(matches!(state, State::Up { .. }), "{state:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn info_may_be_forbidden() {
     let fake = Fake::new(Behaviour::Lacks(
         "INFO",

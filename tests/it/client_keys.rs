@@ -75,7 +75,7 @@ async fn a_secret_can_be_written_to_a_file() {
     assert!(
         String::from_utf8(again.stderr)
             .unwrap()
-            .ends_with("File exists (os error 17)\n")
+            .ends_with("the file exists: name another one, or remove it\n")
     );
 }
 

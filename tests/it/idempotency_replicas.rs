@@ -21,6 +21,17 @@ async fn replica(sim: &Running, redis: &Redis, more: &str) -> Process {
     Process::start(sim, &toml).await
 }
 
+/// A replica that sends keyed calls without protection while the store does not answer. On a busy machine an
+/// answer may take long.
+async fn sending_replica(sim: &Running, redis: &Redis, more: &str) -> Process {
+    let store = redis.url();
+    let toml = format!(
+        "{more}\n[exactly_once]\non_loss = \"send\"\n[limits]\npreset = \"none\"\n\
+         [quota]\nstore = \"{store}\"\nstore_timeout = \"3s\"\n"
+    );
+    Process::start(sim, &toml).await
+}
+
 /// Two replicas that have claimed a key each, so that both are known in the store.
 async fn replicas(sim: &Running, redis: &Redis) -> [Process; 2] {
     let replicas = [replica(sim, redis, "").await, replica(sim, redis, "").await];
@@ -201,7 +212,7 @@ async fn without_the_store_new_keys_are_refused_or_sent_without_protection() {
     let sim = endpoint(&[]).await;
     let mut redis = Redis::start().await;
     let refuses = replica(&sim, &redis, "").await;
-    let sends = replica(&sim, &redis, "[exactly_once]\non_loss = \"send\"\n").await;
+    let sends = sending_replica(&sim, &redis, "").await;
     let done = until_served(&refuses, "done", "first").await;
     redis.stop().await;
     for replica in [&refuses, &sends] {
@@ -234,23 +245,14 @@ async fn without_the_store_new_keys_are_refused_or_sent_without_protection() {
     assert_eq!(created_twice(&sim), []);
 }
 
-/// The configuration of a replica with this journal that sends keyed calls without protection while the
-/// store does not answer.
-fn sends_on_loss(journal: &std::path::Path) -> String {
-    format!(
-        "[journal]\npath = \"{}\"\n[exactly_once]\non_loss = \"send\"\n",
-        journal.display()
-    )
-}
-
 #[tokio::test]
 async fn what_was_sent_without_the_store_stays_unprotected_over_a_restart() {
     let sim = endpoint(&[]).await;
     let redis = Redis::start().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
-    let more = sends_on_loss(&path);
-    let first = replica(&sim, &redis, &more).await;
+    let journal = format!("[journal]\npath = \"{}\"\n", path.display());
+    let first = sending_replica(&sim, &redis, &journal).await;
     until_served(&first, "warm", "first").await;
     redis.freeze().await;
     let degraded = "flowgate_keys_degraded";
@@ -262,7 +264,7 @@ async fn what_was_sent_without_the_store_stays_unprotected_over_a_restart() {
     let lines = std::fs::read_to_string(&path).unwrap();
     assert_eq!(lines.matches("\"unprotected\":true").count(), 1, "{lines}");
 
-    let later = replica(&sim, &redis, &more).await;
+    let later = sending_replica(&sim, &redis, &journal).await;
     Metrics::until(later.admin, degraded, |seen| seen == 0.0).await;
     let again = until_served(&later, "sent", "").await;
     assert_eq!(flow_id(&again), flow_id(&sent));
@@ -279,8 +281,8 @@ async fn a_call_whose_mark_the_store_does_not_take_is_unprotected_over_a_restart
     let redis = Redis::start().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
-    let more = sends_on_loss(&path);
-    let first = replica(&sim, &redis, &more).await;
+    let journal = format!("[journal]\npath = \"{}\"\n", path.display());
+    let first = sending_replica(&sim, &redis, &journal).await;
     until_served(&first, "warm", "first").await;
     // A claim does not need this command, a mark does.
     redis.ask(&["ACL", "SETUSER", "default", "-pexpire"]).await;
@@ -291,7 +293,7 @@ async fn a_call_whose_mark_the_store_does_not_take_is_unprotected_over_a_restart
     let lines = std::fs::read_to_string(&path).unwrap();
     assert_eq!(lines.matches("\"unprotected\":true").count(), 1, "{lines}");
     assert_eq!(lines.matches("\"event\":\"sent\"").count(), 2, "{lines}");
-    let later = replica(&sim, &redis, &more).await;
+    let later = sending_replica(&sim, &redis, &journal).await;
     Metrics::until(later.admin, "flowgate_keys_degraded", |seen| seen == 0.0).await;
     let again = until_served(&later, "sent", "").await;
     assert_eq!(flow_id(&again), flow_id(&sent));

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::{Call, Reply, try_exchange};
 use crate::harness::Metrics;
+use crate::journal::written;
 use crate::keyed_calls::{created, created_twice, endpoint, flow_id, is, learn, order, state};
 use crate::process::{ACME, Process};
 
@@ -311,4 +312,23 @@ async fn a_keyed_call_that_cannot_be_recorded_may_be_sent_without_protection() {
         created(&sim),
         [("keyed".into(), 1), ("other".into(), 1)].into()
     );
+}
+
+#[tokio::test]
+async fn a_start_warns_of_a_key_whose_line_a_crash_has_torn() {
+    let sim = endpoint(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let process = start(&sim, &path).await;
+    is(&send(&process, "done", "done").await, 200, "first");
+    written(&path, 2).await;
+    process.kill().await;
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, [&whole, &whole[..100]].concat()).unwrap();
+    let message =
+        "the journal has lines that cannot be read; keys that only they name are not known";
+    let process = start(&sim, &path).await;
+    let warned = process.logged(message, 1).await;
+    assert_eq!(warned[0]["lines"], 1);
+    is(&send(&process, "done", "done").await, 200, "replayed");
 }

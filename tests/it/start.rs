@@ -133,7 +133,7 @@ FOLDER/flowgate.toml:8: accounts[0].access_key_secret.env: expected the name of 
 #[tokio::test]
 async fn a_start_fails_on_a_journal_without_a_directory() {
     let folder = tempfile::tempdir().unwrap();
-    let expected = "flowgate: cannot write the journal FOLDER/none/journal (journal): No such file or directory (os error 2): create the directory, or choose another path\n";
+    let expected = "flowgate: cannot open the journal FOLDER/none/journal (journal): No such file or directory (os error 2): create the directory, or choose another path\n";
     let said = refused(&format!("journal = \"none/journal\"\n{FREE}"), &folder).await;
     assert_eq!(said, (Some(1), expected.to_owned()));
 }

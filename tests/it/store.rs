@@ -3,6 +3,7 @@
 
 use cams_sim::{Settings, Sim};
 use flowgate::App;
+use serde_json::Value;
 
 use crate::harness::{self, Harness, Metrics};
 use crate::process::Process;
@@ -19,8 +20,10 @@ async fn process(quota: &str) -> Process {
 }
 
 #[tokio::test]
-async fn without_a_store_there_are_no_store_metrics() {
-    let page = Harness::new("").await.get("/metrics").await.body;
+async fn without_a_store_nothing_is_said_of_one() {
+    let harness = Harness::new("").await;
+    assert_eq!(harness.get("/lanes").await.json()["store"], Value::Null);
+    let page = harness.get("/metrics").await.body;
     assert!(
         !page.contains("flowgate_store") && !page.contains("flowgate_replicas"),
         "{page}"
@@ -32,10 +35,13 @@ async fn a_store_is_found_and_its_loss_and_return_reported() {
     let mut redis = Redis::start().await;
     let harness = Harness::new(&format!("[quota]\nstore = \"{}/3\"", redis.url())).await;
     harness.until(UP, 1.0).await;
+    let is_up = async || harness.get("/lanes").await.json()["store"]["up"].clone();
+    assert_eq!(is_up().await, true);
     redis.stop().await;
     let admin = harness.app.admin_address().unwrap();
     let metrics = Metrics::until(admin, UP, |up| up == 0.0).await;
     assert!(metrics.sum("flowgate_store_errors_total") >= 1.0);
+    assert_eq!(is_up().await, false);
     redis.start_again().await;
     harness.until(UP, 1.0).await;
     assert!(

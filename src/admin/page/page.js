@@ -99,10 +99,10 @@ function pauseText(view) {
   return left > 0 ? `throttled, ${seconds(left)}` : '';
 }
 
-// How long a call that arrives now waits. While CAMS is unreachable it waits until that is over, which is not known.
+// How long a call that arrives now waits. While CAMS is unreachable, or a lane has no tokens (a day), nothing says how long.
 function predicted({ shadow, upstream, predicted_wait_seconds: wait }, unreachable) {
   if (shadow) return seconds(shadow.predicted_wait_seconds);
-  return unreachable.includes(upstream) ? 'unknown' : seconds(wait);
+  return unreachable.includes(upstream) || wait >= DAY ? 'unknown' : seconds(wait);
 }
 
 function showLane(lane, view, now, unreachable) {
@@ -461,7 +461,8 @@ function troubles(shown) {
   if (old.length) add('UnknownOutcomeOld', about(old), 'The outcome of calls has been unknown for more than an hour. Look for their flows in CAMS and settle them below.');
   const ambiguous = shown.unknown.filter((one) => one.state === 'ambiguous');
   if (ambiguous.length) add('UnknownOutcomeAmbiguous', about(ambiguous), 'Flowgate has found flows that it cannot assign to a call. Compare them in CAMS and settle the calls below.');
-  some('CallsRefused', recent((call) => call.outcome === 'refused' && call.code === 'System.LimitControl'), 'refused because the queue had no room or not enough time, with Retry-After. The demand exceeds the limit.');
+  const limited = recent((call) => call.outcome === 'refused' && call.code === 'System.LimitControl');
+  some('CallsRefused', limited, store && !store.up ? 'refused with Retry-After, while this Flowgate has less of the quota than with the store, or nothing.' : 'refused because the queue had no room or not enough time, with Retry-After. The demand exceeds the limit.');
   some('SignatureFailures', recent((call) => ['SignatureDoesNotMatch', 'IncompleteSignature', 'InvalidAccessKeyId.NotFound', 'InvalidTimeStamp.Expired', 'InvalidTimeStamp.Format'].includes(call.code)), 'the callers\' signatures, keys or clocks are wrong. The log names the callers.');
   const end = shown.certificate_ends_seconds;
   if (end !== null && end < 14 * DAY) add('CertificateExpiry', '', end < 0 ? 'The certificate of the proxy port has expired: renew it.' : `The certificate of the proxy port expires in ${seconds(end)}: renew it.`);

@@ -11,16 +11,16 @@ use super::ask::{self, LookError};
 use super::{Forbidden, Sought, may_look, sought};
 use crate::acs::flow_pages::{LARGE_PAGE, Listing, Next, Walk};
 use crate::call::services::CallServices;
-use crate::call::unknown;
+use crate::call::unknown::{self, LookAgain};
 use crate::idempotency::fingerprint::RecordName;
 use crate::idempotency::looks::{
     Evidence, FlowStatus, Look, LookKind, Others, Schedule, Verdict, Wanted, Watch, candidate_id,
     decide,
 };
 use crate::idempotency::record::{
-    Created, FlowDescription, OrderKind, Resolution, Search, UnknownOutcome,
+    Created, FlowDescription, Order, OrderKind, Resolution, Search, UnknownOutcome,
 };
-use crate::idempotency::shared::{LearnedBy, SharedRecords, SharedState, Taken};
+use crate::idempotency::shared::{LearnedBy, SharedRecords, Taken};
 use crate::primitives::id::AccountId;
 use crate::primitives::text::{capped, millis};
 
@@ -39,13 +39,20 @@ pub(super) struct AccountLooks {
     account: AccountId,
     /// Notified after a change of one of its unknown outcomes.
     changed: Arc<Notify>,
-    watches: HashMap<RecordName, Watch>,
+    watches: HashMap<RecordName, Watched>,
     /// Flows per page; CAMS may have refused large ones.
     page_size: u32,
     /// The earliest time of the next page.
     next_page: Instant,
     /// No look before this.
     pause_until: Instant,
+}
+
+/// The looks so far for one call. A later call of the same key has none yet.
+#[derive(Clone)]
+struct Watched {
+    order: Arc<Order>,
+    watch: Watch,
 }
 
 /// The unknown outcomes that one list of flows is for.
@@ -110,9 +117,10 @@ impl AccountLooks {
         for name in self.watches.keys() {
             next.remove(name);
         }
-        for Sought { name, .. } in &own {
-            let watch = self.watches.get(name).copied().unwrap_or_default();
-            watches.insert(*name, watch);
+        for sought in &own {
+            let order = sought.outcome.order.clone();
+            let watch = self.watch_of(sought);
+            watches.insert(sought.name, Watched { order, watch });
         }
         self.watches = watches;
         let settle = settle(services);
@@ -127,8 +135,22 @@ impl AccountLooks {
     }
 
     fn look_of(&self, sought: &Sought, settle: Duration) -> Look {
-        let watch = self.watches.get(&sought.name).copied().unwrap_or_default();
-        schedule(sought, settle).next(&watch, Instant::now())
+        schedule(sought, settle).next(&self.watch_of(sought), Instant::now())
+    }
+
+    fn watch_of(&self, sought: &Sought) -> Watch {
+        let watched = self.watches.get(&sought.name);
+        let own =
+            watched.filter(|watched| watched.order.request_id == sought.outcome.order.request_id);
+        own.map(|watched| watched.watch).unwrap_or_default()
+    }
+
+    /// Notes a look, which has ended now.
+    fn note(&mut self, sought: &Sought, note: impl FnOnce(&mut Watch, Instant)) {
+        let mut watch = self.watch_of(sought);
+        note(&mut watch, Instant::now());
+        let order = sought.outcome.order.clone();
+        self.watches.insert(sought.name, Watched { order, watch });
     }
 
     /// The time of the next look.
@@ -204,14 +226,11 @@ impl AccountLooks {
             let is_in_store = services.records.is_in_store(sought.name);
             match lease(shared, &sought, is_in_store).await {
                 Lease::Mine => leased.push(sought),
-                Lease::Resolved(created) => {
-                    let resolution = Resolution::Created(created);
-                    unknown::resolve_here(services, sought.name, &sought.outcome, resolution);
+                Lease::Ended(end) => {
+                    let Sought { name, outcome } = &sought;
+                    drop(unknown::resolve_here(services, *name, outcome, end));
                 }
-                Lease::Elsewhere => {
-                    let watch = self.watches.entry(sought.name).or_default();
-                    watch.failed(Instant::now());
-                }
+                Lease::Elsewhere => self.note(&sought, Watch::failed),
             }
         }
         let sought = leased;
@@ -257,7 +276,6 @@ impl AccountLooks {
         } = &order.flow;
         let wanted = Wanted { name, categories };
         let candidate = candidate_id(wanted, listing);
-        let watch = self.watches.get(&sought.name).copied().unwrap_or_default();
         let made_here = services.records.made_here(&self.account, space);
         let evidence = |status| Evidence {
             wanted,
@@ -270,10 +288,9 @@ impl AccountLooks {
                 Others::default()
             },
             made_here: &made_here,
-            late_answer: None,
             began,
             settled_at: schedule(sought, settle(services)).settled_at,
-            earlier_sweep: watch.absent_at(),
+            earlier_sweep: self.watch_of(sought).absent_at(),
         };
         let verdict = decide(&evidence(FlowStatus::NotAsked));
         let Verdict::Found(id) = &verdict else {
@@ -285,7 +302,7 @@ impl AccountLooks {
         match (&verdict, &services.shared_records) {
             (Verdict::Created(id), Some(shared)) => {
                 let taken = shared.take_flow(sought.name, order, id, LearnedBy::Look);
-                Ok(match others_of(taken.await?) {
+                Ok(match others_of(taken.await?)? {
                     Some(others) => decide(&Evidence { others, ..evidence }),
                     None => verdict,
                 })
@@ -297,9 +314,6 @@ impl AccountLooks {
     /// Ends an outcome if the look has proved something.
     async fn conclude(&mut self, services: &CallServices, sought: &Sought, verdict: &Verdict) {
         let Sought { name, outcome } = sought;
-        let watch = self.watches.entry(*name).or_default();
-        watch.looked(verdict, Instant::now());
-        let looks = watch.looks();
         services.looks.forbidden.lock().remove(&self.account);
         let (result, resolution) = match verdict {
             Verdict::Created(flow_id) => {
@@ -315,18 +329,24 @@ impl AccountLooks {
             Verdict::Found(_) | Verdict::Missing { .. } => ("missing", None),
         };
         services.metrics.looked(self.account.as_str(), result);
-        if let Some(resolution) = resolution
-            && unknown::resolve(services, *name, outcome, resolution.clone())
-                .await
-                .is_some()
-        {
-            log(outcome, &resolution, looks);
+        let ended = match resolution {
+            Some(resolution) => unknown::resolve(services, *name, outcome, resolution).await,
+            None => Ok(None),
+        };
+        match ended {
+            Ok(end) => {
+                self.note(sought, |watch, now| watch.looked(verdict, now));
+                if let Some(end) = end {
+                    log(outcome, &end, self.watch_of(sought).looks());
+                }
+            }
+            // What was seen is to be seen again soon.
+            Err(LookAgain) => self.note(sought, Watch::failed),
         }
     }
 
     fn failed(&mut self, services: &CallServices, sought: &Sought, error: &LookError) {
-        let now = Instant::now();
-        self.watches.entry(sought.name).or_default().failed(now);
+        self.note(sought, Watch::failed);
         services
             .metrics
             .looked(self.account.as_str(), error.label());
@@ -368,8 +388,8 @@ enum Lease {
     Mine,
     /// Another one.
     Elsewhere,
-    /// No replica: another one has found it.
-    Resolved(Created),
+    /// No replica: the call has ended.
+    Ended(Resolution),
 }
 
 /// Asks the store who looks for the flow of a key. While the store is down, each replica looks, and
@@ -379,26 +399,32 @@ async fn lease(shared: &SharedRecords, sought: &Sought, is_in_store: bool) -> Le
     if outcome.order.kind != OrderKind::Keyed || !is_in_store {
         return Lease::Mine;
     }
-    match shared.read(*name, &outcome.order).await {
-        Ok(SharedState::Done(created)) => Lease::Resolved(created),
-        Ok(_) => match shared.lease_look(*name).await {
-            Ok(false) => Lease::Elsewhere,
-            Ok(true) | Err(_) => Lease::Mine,
-        },
-        Err(_down) => Lease::Mine,
+    let Ok(state) = shared.read(*name, &outcome.order).await else {
+        return Lease::Mine;
+    };
+    if let Some(end) = state.end_of(outcome) {
+        return Lease::Ended(end);
+    }
+    match shared.lease_look(*name).await {
+        Ok(false) => Lease::Elsewhere,
+        Ok(true) | Err(_) => Lease::Mine,
     }
 }
 
 /// What the calls of all replicas say of a flow that was found; `None`: it is the flow of the call.
-fn others_of(taken: Taken) -> Option<Others> {
+///
+/// # Errors
+/// The store cannot say it yet.
+fn others_of(taken: Taken) -> Result<Option<Others>, LookError> {
     let mut others = Others::default();
     match taken {
-        Taken::Mine => return None,
+        Taken::Mine => return Ok(None),
         Taken::Owned => others.have_flow = true,
-        Taken::OtherOpen | Taken::Gated => others.are_open = true,
+        Taken::OtherOpen => others.are_open = true,
         Taken::OtherUnknown => others.are_unknown = true,
+        Taken::Gated => return Err(LookError::Failed("the store has just lost its data".into())),
     }
-    Some(others)
+    Ok(Some(others))
 }
 
 /// Logs what the looks for a flow have ended with.
@@ -442,5 +468,60 @@ fn schedule(sought: &Sought, settle: Duration) -> Schedule {
     Schedule {
         ended: sought.outcome.ended,
         settled_at: sought.outcome.stamped_until + settle,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::idempotency::fingerprint::{fingerprint, record_name};
+    use crate::idempotency::key;
+    use crate::idempotency::record::Search;
+    use crate::primitives::id::ClientId;
+
+    /// A lost call of the key `k`.
+    fn lost(request_id: &str) -> Sought {
+        let key = key::read(&hyper::HeaderMap::new(), Some("k"))
+            .unwrap()
+            .unwrap();
+        let now = Instant::now();
+        let order = Arc::new(Order {
+            account: AccountId::new("acme"),
+            client: ClientId::new("team-a"),
+            kind: OrderKind::Keyed,
+            fingerprint: fingerprint("CreateFlow", [], None),
+            request_id: request_id.into(),
+            flow: FlowDescription::default(),
+        });
+        let outcome = UnknownOutcome {
+            reason: "lost".into(),
+            request_id: None,
+            order,
+            attempt: None,
+            at: SystemTime::now(),
+            ended: now,
+            stamped_until: now,
+            search: Search::Active,
+        };
+        Sought {
+            name: record_name("acme", "team-a", &key),
+            outcome: Arc::new(outcome),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_call_of_a_key_does_not_inherit_the_looks_for_the_first_one() {
+        let account = AccountId::new("acme");
+        let mut looks = AccountLooks::new(&Weak::new(), account, Arc::default());
+        let (first, second) = (lost("R-1"), lost("R-2"));
+        for _ in 0..5 {
+            looks.note(&first, Watch::failed);
+        }
+        assert_eq!(looks.watch_of(&first).looks(), 5);
+        assert_eq!(looks.watch_of(&second).looks(), 0);
+        looks.note(&second, Watch::failed);
+        assert_eq!(looks.watch_of(&second).looks(), 1);
     }
 }

@@ -13,6 +13,7 @@ use crate::acs::decode::Params;
 use crate::call::looks;
 use crate::call::unknown;
 use crate::config::FlowNames;
+use crate::idempotency::looks::FLOW_OF_ANOTHER;
 use crate::idempotency::record::{Created, Resolution, Search, UnknownOutcome};
 use crate::observe::metrics::Scrape;
 
@@ -522,6 +523,60 @@ async fn names_that_are_not_unique_are_never_handed_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_caller_of_an_unknown_outcome_is_told_which_request_to_settle() {
+    let adopt = ("FLOWGATE_ACCOUNTS__0__ADOPT_REPEATS", "true");
+    for (key, settings, is_named) in [
+        (Some("K-1"), &[][..], true),
+        (None, &[adopt], true),
+        // A repetition of this one is another order.
+        (None, &[], false),
+    ] {
+        let gateway = Gateway::new(settings).await;
+        gateway.cams.add("Welcome", "s-1", Instant::now());
+        gateway.cams.fault(Fault::CloseAfter);
+        let params = [
+            ("Categories", SIGN_UP),
+            ("CustSpaceId", "s-1"),
+            ("FlowName", "Welcome"),
+        ];
+        let reply = gateway
+            .call(request("CreateFlow", key, "10s", &params))
+            .await;
+        assert_eq!(reply.status, 409, "{reply:?}");
+        let first = gateway.unknown()[0].order.request_id.clone();
+        let advice = format!(
+            "settle request {first}: before that this process of Flowgate sends no repetition."
+        );
+        assert_eq!(reply.message.contains(&advice), is_named, "{reply:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_whose_call_has_no_record_is_not_told_that_its_flow_is_looked_for() {
+    let adopt = ("FLOWGATE_ACCOUNTS__0__ADOPT_REPEATS", "true");
+    let two = ("FLOWGATE_EXACTLY_ONCE__MAX_KEYS", "2");
+    let gateway = Gateway::new(&[adopt, two]).await;
+    gateway.cams.showing.lock().refusal = Some((503, "ServiceUnavailable"));
+    for (space, is_sought) in [("s-1", true), ("s-2", true), ("s-3", false)] {
+        gateway.cams.fault(Fault::CloseBefore);
+        let params = [
+            ("Categories", SIGN_UP),
+            ("CustSpaceId", space),
+            ("FlowName", "Welcome"),
+        ];
+        let lost = gateway
+            .call(request("CreateFlow", None, "10s", &params))
+            .await;
+        assert_eq!(lost.status, 409, "{lost:?}");
+        let is_told = lost.message.contains("Flowgate looks for its flow");
+        assert_eq!(is_told, is_sought, "{space}: {lost:?}");
+        let is_advised = lost.message.contains("before you repeat it");
+        assert_eq!(is_advised, !is_sought, "{space}: {lost:?}");
+    }
+    assert_eq!(gateway.unknown().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_flow_is_found_among_many_that_are_similar() {
     let gateway = Gateway::new(&[]).await;
     for number in 0..130 {
@@ -709,6 +764,35 @@ async fn a_flow_that_an_operator_names_is_replayed() {
     let looks = gateway.cams.count("ListFlow");
     tokio::time::sleep(minutes(60)).await;
     assert_eq!(gateway.cams.count("ListFlow"), looks);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_that_an_operator_has_given_to_another_call_ends_the_search_for_it() {
+    let gateway = Gateway::new(&[]).await;
+    gateway.cams.showing.lock().refusal = Some((503, "ServiceUnavailable"));
+    for (fault, key, space) in [
+        (Fault::CloseAfter, "K-1", "s-1"),
+        (Fault::CloseBefore, "K-2", "s-2"),
+    ] {
+        gateway.cams.fault(fault);
+        let lost = gateway.call(create(key, "5s", space)).await;
+        lost.is(409, Some("unknown"));
+    }
+    let unknown = gateway.services.records.unknown();
+    let is_second = |outcome: &UnknownOutcome| &*outcome.order.flow.space == "s-2";
+    let (name, outcome) = unknown.iter().find(|(_, it)| is_second(it)).unwrap();
+    let wrong = Some(&*gateway.cams.flows.lock()[0].id.clone());
+    let word = unknown::settle(&gateway.services, *name, outcome, wrong).await;
+    assert_eq!(word, Ok(unknown::Recorded::Yes));
+    gateway.cams.showing.lock().refusal = None;
+    let told = gateway.call(create("K-1", "60s", "s-1")).await;
+    told.is(409, Some("unknown"));
+    assert!(told.message.contains(FLOW_OF_ANOTHER), "{told:?}");
+    assert_eq!(told.retry_after, None);
+    let looks = gateway.cams.count("ListFlow");
+    tokio::time::sleep(minutes(90)).await;
+    assert_eq!(gateway.cams.count("ListFlow"), looks);
+    assert!(matches!(gateway.unknown()[0].search, Search::Ambiguous(_)));
 }
 
 #[tokio::test(start_paused = true)]

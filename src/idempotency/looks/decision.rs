@@ -9,6 +9,9 @@ use super::names::is_near;
 use crate::acs::flow_pages::Listing;
 use crate::acs::flows::ListedFlow;
 
+/// Why a flow of the wanted name is not the wanted one.
+pub(crate) const FLOW_OF_ANOTHER: &str = "the flow of this name belongs to another order";
+
 /// The flow that is looked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
@@ -56,8 +59,6 @@ pub(crate) struct Evidence<'a> {
     /// FlowIds that other orders have created in this space, also those without a record. A list that
     /// shows none of them proves no absence.
     pub(crate) made_here: &'a [Box<str>],
-    /// The FlowId of an answer that came after the outcome was recorded as unknown.
-    pub(crate) late_answer: Option<&'a str>,
     /// When the listing began.
     pub(crate) began: Instant,
     /// From then on no request of the order can be executed any more.
@@ -119,13 +120,10 @@ pub(crate) fn decide(evidence: &Evidence<'_>) -> Verdict {
 impl Evidence<'_> {
     fn of_one(&self, flow: &ListedFlow) -> Verdict {
         let categories: HashSet<_> = self.wanted.categories.iter().collect();
-        let is_other_answer = self.late_answer.is_some_and(|id| *id != *flow.id);
         if categories != flow.categories.iter().collect() {
             Verdict::Ambiguous("a flow of this name has other categories")
         } else if self.others.have_flow || self.made_here.contains(&flow.id) {
-            Verdict::Ambiguous("the flow of this name belongs to another order")
-        } else if is_other_answer {
-            Verdict::Ambiguous("CAMS's late answer names another flow")
+            Verdict::Ambiguous(FLOW_OF_ANOTHER)
         } else if self.others.are_unknown {
             Verdict::Ambiguous("another order of this name has an unknown outcome, too")
         } else if self.others.are_open || !self.listing.is_whole {
@@ -171,7 +169,6 @@ impl Evidence<'_> {
         *is_whole
             && *is_unfiltered
             && self.began >= self.settled_at
-            && self.late_answer.is_none()
             && !self.others.are_open
             && shows_known()
             && !shows_near()

@@ -245,6 +245,14 @@ mod tests {
     }
 
     #[test]
+    fn a_second_sweep_that_could_not_be_recorded_is_repeated_soon() {
+        let verdicts = std::iter::repeat_n(Some(MISSING), 7);
+        let verdicts = verdicts.chain([Some(ABSENT), None, None, None]);
+        let seen = looks(schedule(1860.0), verdicts);
+        assert_eq!(seen[7..], ["1860s", "1890s", "1892s", "1896s"]);
+    }
+
+    #[test]
     fn an_outcome_of_an_earlier_process_is_looked_for_at_once_and_then_by_its_age() {
         let schedule = schedule(1860.0);
         let mut watch = Watch::default();

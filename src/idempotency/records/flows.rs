@@ -12,16 +12,16 @@ use crate::primitives::id::AccountId;
 /// FlowIds that are kept of each space.
 const KEPT: usize = 3;
 
-/// Spaces of which FlowIds are kept: about 20 MB. One more takes the place of any other.
+/// Spaces of which FlowIds are kept: about 20 MB for each of the two lists. One more takes the place of any other.
 const MAX_SPACES: usize = 100_000;
 
-/// The latest flows that Flowgate has created in each space.
+/// The latest flows that were created in each space.
 #[derive(Default)]
-pub(super) struct MadeHere(HashMap<(AccountId, Box<str>), VecDeque<Box<str>>>);
+pub(super) struct LatestFlows(HashMap<(AccountId, Box<str>), VecDeque<Box<str>>>);
 
-// === impl MadeHere ===
+// === impl LatestFlows ===
 
-impl MadeHere {
+impl LatestFlows {
     pub(super) fn add(&mut self, order: &Order, flow_id: &str) {
         let space = (order.account.clone(), order.flow.space.clone());
         if self.0.len() >= MAX_SPACES && !self.0.contains_key(&space) {
@@ -42,18 +42,22 @@ impl MadeHere {
         self.0.values().flatten().any(|id| **id == *flow_id)
     }
 
-    fn of(&self, account: &AccountId, space: &str) -> Vec<Box<str>> {
+    fn of(&self, account: &AccountId, space: &str) -> impl Iterator<Item = Box<str>> {
         let ids = self.0.get(&(account.clone(), space.into()));
-        ids.into_iter().flatten().cloned().collect()
+        ids.into_iter().flatten().cloned()
     }
 }
 
 // === impl Records ===
 
 impl Records {
-    /// The latest FlowIds that Flowgate has created in a space.
+    /// The latest FlowIds that this process and earlier ones have created in a space.
     pub(crate) fn made_here(&self, account: &AccountId, space: &str) -> Vec<Box<str>> {
-        self.table.lock().made_here.of(account, space)
+        let table = self.table.lock();
+        let made_before = table.made_before.of(account, space);
+        made_before
+            .chain(table.made_here.of(account, space))
+            .collect()
     }
 
     /// What the records other than `name` say about the flow of its order. `candidate` is a FlowId
@@ -120,14 +124,14 @@ mod tests {
 
     #[test]
     fn the_last_three_flows_of_each_space_are_kept() {
-        let mut made = MadeHere::default();
+        let mut made = LatestFlows::default();
         for id in ["1", "2", "3", "3", "4"] {
             made.add(&order("a"), id);
         }
         made.add(&order(""), "5");
         let account = AccountId::new("acme");
-        let ids = |space| made.of(&account, space).join(" ");
+        let ids = |space| made.of(&account, space).collect::<Vec<_>>().join(" ");
         assert_eq!((ids("a"), ids("")), ("2 3 4".into(), "5".into()));
-        assert!(made.of(&AccountId::new("other"), "a").is_empty());
+        assert_eq!(made.of(&AccountId::new("other"), "a").next(), None);
     }
 }

@@ -1,8 +1,9 @@
-//! Restores records from a journal: what the last attempt of each has done.
+//! Restores records from a journal: what the calls of each have done.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -11,7 +12,7 @@ use crate::idempotency::fingerprint::{Fingerprint, RecordName};
 use crate::idempotency::record::{
     Created, End, Ending, FlowDescription, Order, OrderKind, Progress, Search, UnknownOutcome,
 };
-use crate::observe::journal::{KeyedAttempt, KeyedEnd, KeyedResolution, Outcome, ResolvedAs};
+use crate::observe::journal::{KeyedAttempt, KeyedEnd, KeyedResolution, Known, Outcome};
 use crate::primitives::id::{AccountId, ClientId};
 
 /// What was found in a journal.
@@ -24,74 +25,18 @@ pub(crate) struct Restored {
 /// An attempt in a journal, and what the journal knows of its end.
 struct FoundAttempt {
     name: RecordName,
-    /// The journal's name of it.
-    attempt: Box<str>,
     order: Arc<Order>,
+    sent: SystemTime,
     /// When its end was learned. A finished key is remembered from then on.
-    ended: Instant,
+    ended: SystemTime,
+    ended_at: Instant,
     /// False: the store could not record its key.
     is_in_store: bool,
     end: End,
 }
 
-/// What the last attempt of a record has done.
-enum Last {
-    Created(Created),
-    NotCreated,
-    Unknown {
-        reason: Box<str>,
-        request_id: Option<Box<str>>,
-        /// What looks have found that only an operator can judge.
-        found: Option<Box<str>>,
-    },
-}
-
-/// What an attempt has done, with its end and its resolution as far as the journal has them. `own_id`
-/// is Flowgate's request id, for a flow of which CAMS's is not known.
-fn last(end: Option<KeyedEnd>, resolution: Option<KeyedResolution>, own_id: Box<str>) -> Last {
-    let created = |flow_id: String, request_id: Option<String>| {
-        Last::Created(Created {
-            flow_id: flow_id.into(),
-            request_id: Some(request_id.map_or(own_id, Into::into)),
-        })
-    };
-    let (outcome, reason, flow_id, request_id) = match end {
-        None => {
-            let reason = "Flowgate ended before the answer came".to_owned();
-            (Outcome::Unknown, Some(reason), None, None)
-        }
-        Some(end) => (end.outcome, end.reason, end.flow_id, end.request_id),
-    };
-    // Nothing that was concluded later outweighs CAMS's answer.
-    if let (Outcome::Ok, Some(flow_id)) = (outcome, &flow_id) {
-        return created(flow_id.clone(), request_id);
-    }
-    let found = match resolution {
-        None
-        | Some(KeyedResolution {
-            result: ResolvedAs::Forgotten,
-            ..
-        }) => None,
-        Some(KeyedResolution {
-            result: ResolvedAs::Ambiguous,
-            found,
-            ..
-        }) => Some(found.unwrap_or_default().into()),
-        Some(KeyedResolution {
-            flow_id: Some(flow_id),
-            ..
-        }) => return created(flow_id, request_id),
-        Some(KeyedResolution { flow_id: None, .. }) => return Last::NotCreated,
-    };
-    match outcome {
-        Outcome::Ok | Outcome::Unknown => Last::Unknown {
-            reason: reason.map_or_else(|| "no certain answer".into(), Into::into),
-            request_id: request_id.map(Into::into),
-            found,
-        },
-        _ => Last::NotCreated,
-    }
-}
+/// A flow, and the order that has created it.
+type Flow = (Arc<Order>, Arc<Created>);
 
 /// Sets the states of the records after these attempts, which are in the order of their sending. An
 /// attempt without an end may have reached CAMS.
@@ -102,8 +47,11 @@ pub(super) fn restore(
     clock: SystemTime,
     is_sought: impl Fn(&Order) -> bool,
 ) -> Restored {
-    for attempt in attempts {
-        restore_one(table, attempt, now, clock, &is_sought);
+    let keep = table.bounds.keep;
+    let (decisive, flows) = decisive(attempts, keep, now, clock, is_sought);
+    table.note_earlier(&flows);
+    for found in decisive {
+        found.insert(table);
     }
     let unknown = |state: &State| matches!(state, State::Unknown(..));
     Restored {
@@ -116,26 +64,14 @@ pub(super) fn restore(
     }
 }
 
-fn restore_one(
-    table: &mut Table,
-    attempt: KeyedAttempt,
-    now: Instant,
-    clock: SystemTime,
-    is_sought: impl Fn(&Order) -> bool,
-) {
-    if let Some(found) = FoundAttempt::of(attempt, now, clock, is_sought) {
-        table.remove(&found.name);
-        found.insert(table);
-    }
-}
-
 /// Takes over what another process has written since [`restore`], or beside this process: `attempts`
 /// are all those in the journal that this process has not made, in the order of their sending.
 /// Returns what has changed.
 ///
-/// What this process knows itself stays, except an unknown outcome of another process's attempt: it was
-/// under way when the journal was read. The journal may have dropped such an attempt since, if it has
-/// created nothing. `has_made` says whether this process has made an attempt.
+/// What this process knows itself stays, except an unknown outcome: of another process's call it was
+/// under way when the journal was read, and one of its own is void if another process has got the flow of
+/// the key. The journal may have dropped an attempt since, if it has created nothing. `has_made` says
+/// whether this process has made an attempt.
 pub(super) fn take_over(
     records: &Records,
     attempts: Vec<KeyedAttempt>,
@@ -144,14 +80,11 @@ pub(super) fn take_over(
     is_sought: impl Fn(&Order) -> bool,
     has_made: impl Fn(&str) -> bool,
 ) -> Restored {
-    let mut last = HashMap::new();
-    for attempt in attempts {
-        if let Some(found) = FoundAttempt::of(attempt, now, clock, &is_sought) {
-            last.insert(found.name, found);
-        }
-    }
+    let keep = records.table.lock().bounds.keep;
     let mut restored = Restored::default();
-    for found in last.into_values() {
+    let (decisive, flows) = decisive(attempts, keep, now, clock, &is_sought);
+    records.table.lock().note_earlier(&flows);
+    for found in decisive {
         let is_unknown = matches!(found.end, End::Unknown(_));
         // The lock is not held for long: calls are being served.
         if found.take_over(&mut records.table.lock(), &has_made) {
@@ -160,6 +93,57 @@ pub(super) fn take_over(
         }
     }
     restored
+}
+
+/// The one attempt of each record that says what the record is: the last one, unless an earlier one has
+/// created the flow. Then all flows that the attempts have created. `keep`: how long a finished key is
+/// remembered.
+fn decisive(
+    attempts: Vec<KeyedAttempt>,
+    keep: Duration,
+    now: Instant,
+    clock: SystemTime,
+    is_sought: impl Fn(&Order) -> bool,
+) -> (impl Iterator<Item = FoundAttempt>, Vec<Flow>) {
+    let mut flows = Vec::new();
+    let mut decisive: HashMap<RecordName, usize> = HashMap::new();
+    let mut found: Vec<Option<FoundAttempt>> = Vec::new();
+    for attempt in attempts {
+        let Some(attempt) = FoundAttempt::of(attempt, now, clock, &is_sought) else {
+            continue;
+        };
+        if let End::Done(created) = &attempt.end {
+            flows.push((attempt.order.clone(), created.clone()));
+        }
+        let at = found.len();
+        match decisive.entry(attempt.name) {
+            MapEntry::Vacant(entry) => {
+                entry.insert(at);
+            }
+            MapEntry::Occupied(mut entry) => {
+                let earlier = &mut found[*entry.get()];
+                let has_flow = matches!(attempt.end, End::Done(_)) && attempt.is_in_store;
+                let outlasts = |it: &FoundAttempt| it.outlasts(&attempt.order, attempt.sent, keep);
+                if !has_flow && earlier.as_ref().is_some_and(outlasts) {
+                    continue;
+                }
+                *earlier = None;
+                entry.insert(at);
+            }
+        }
+        found.push(Some(attempt));
+    }
+    (found.into_iter().flatten(), flows)
+}
+
+// === impl Table ===
+
+impl Table {
+    fn note_earlier(&mut self, flows: &[Flow]) {
+        for (order, created) in flows {
+            self.made_before.add(order, &created.flow_id);
+        }
+    }
 }
 
 // === impl FoundAttempt ===
@@ -180,7 +164,8 @@ impl FoundAttempt {
         };
         let resolved = attempt.resolution.as_ref().and_then(|it| it.time);
         let answered = attempt.end.as_ref().and_then(|it| it.time);
-        let ended = instant(resolved.or(answered).unwrap_or(sent));
+        let ended = resolved.or(answered).unwrap_or(sent);
+        let known = attempt.known();
         let order = Arc::new(Order {
             kind: attempt.key.kind,
             account: AccountId::new(attempt.account),
@@ -193,27 +178,34 @@ impl FoundAttempt {
                 categories: attempt.key.categories,
             },
         });
-        let own_id = order.request_id.clone();
-        let attempt_name = Box::<str>::from(attempt.attempt);
-        let end = match last(attempt.end, attempt.resolution, own_id) {
-            Last::NotCreated => End::Released,
-            Last::Created(created) => End::Done(Arc::new(created)),
-            Last::Unknown {
-                reason,
-                request_id,
-                found,
-            } => {
-                let search = match found {
-                    Some(found) => Search::Ambiguous(found),
+        let name_of_attempt = Box::<str>::from(attempt.attempt);
+        let end = match known {
+            Known::NotCreated => End::Released,
+            Known::Created => End::Done(Arc::new(created(
+                attempt.end,
+                attempt.resolution,
+                &order.request_id,
+            )?)),
+            Known::Unknown => {
+                let (reason, request_id) = match attempt.end {
+                    None => ("Flowgate ended before the answer came".into(), None),
+                    Some(end) => (
+                        end.reason.unwrap_or_else(|| "no certain answer".into()),
+                        end.request_id,
+                    ),
+                };
+                let search = match attempt.resolution {
+                    Some(ambiguous) => {
+                        Search::Ambiguous(ambiguous.found.unwrap_or_default().into())
+                    }
                     None if order.flow.can_be_sought() && is_sought(&order) => Search::Active,
                     None => Search::None,
                 };
                 End::Unknown(Arc::new(UnknownOutcome {
-                    reason,
-                    request_id,
+                    reason: reason.into(),
+                    request_id: request_id.map(Into::into),
                     order: order.clone(),
-                    attempt: Some(attempt_name.clone()),
-                    owner: None,
+                    attempt: Some(name_of_attempt),
                     at: sent,
                     ended: instant(sent),
                     // The earlier process may have stamped a request until it ended.
@@ -224,12 +216,23 @@ impl FoundAttempt {
         };
         Some(Self {
             name,
-            attempt: attempt_name,
             order,
+            sent,
             ended,
+            ended_at: instant(ended),
             is_in_store: attempt.key.is_in_store,
             end,
         })
+    }
+
+    /// Whether this attempt, and not a later one that was sent at `sent` and has created nothing that is
+    /// known, says what the record is. Within the time in which its key is remembered, a later call of the
+    /// key is of a process that did not know the flow.
+    fn outlasts(&self, later: &Order, sent: SystemTime, keep: Duration) -> bool {
+        let is_created = matches!(self.end, End::Done(_)) && self.order.kind == OrderKind::Keyed;
+        let is_same = self.order.fingerprint == later.fingerprint;
+        let forgotten = self.ended.checked_add(keep);
+        is_created && is_same && forgotten.is_none_or(|forgotten| sent < forgotten)
     }
 
     /// Inserts the record, which must not exist, if there is one to be kept.
@@ -237,14 +240,11 @@ impl FoundAttempt {
         let Self {
             name,
             order,
-            ended,
+            ended_at,
             is_in_store,
             end,
             ..
         } = self;
-        if let End::Done(created) = &end {
-            table.made_here.add(&order, &created.flow_id);
-        }
         let state = match end {
             End::Released => return,
             // Whether a caller has got the answer is not in the journal.
@@ -254,7 +254,7 @@ impl FoundAttempt {
                 is_in_store,
                 fingerprint: order.fingerprint,
                 created,
-                at: ended,
+                at: ended_at,
                 is_for_one: false,
             }),
             End::Unknown(outcome) => State::unknown(order.clone(), outcome, is_in_store),
@@ -264,6 +264,7 @@ impl FoundAttempt {
 
     /// Inserts or ends a record. Returns whether there was something to do.
     fn take_over(self, table: &mut Table, has_made: impl Fn(&str) -> bool) -> bool {
+        let keep = table.bounds.keep;
         let Some(record) = table.records.get(&self.name) else {
             let before = table.records.len();
             self.insert(table);
@@ -272,19 +273,40 @@ impl FoundAttempt {
         let State::Unknown(running, outcome) = &record.state else {
             return false;
         };
-        let Some(attempt) = outcome.attempt.as_ref().filter(|it| !has_made(it)) else {
-            return false;
-        };
-        let is_same = *attempt == self.attempt;
-        if is_same && matches!(self.end, End::Unknown(_)) {
-            return false;
-        }
+        let is_own = outcome.attempt.as_ref().is_none_or(|it| has_made(it));
+        let is_same = outcome.order.request_id == self.order.request_id;
         let running = running.clone();
-        // If a later attempt was sent, this one has created nothing.
-        let end = if is_same {
-            self.end.clone()
-        } else {
-            End::Released
+        match &self.end {
+            End::Unknown(later) if is_same && outcome.attempt.is_none() => {
+                // Known from the store until now, without the name of its attempt.
+                let named = End::Unknown(Arc::new(UnknownOutcome {
+                    attempt: later.attempt.clone(),
+                    ..(**outcome).clone()
+                }));
+                let ended_at = outcome.ended;
+                table.end(self.name, &running, &named, ended_at);
+                return true;
+            }
+            End::Unknown(later) if is_same => {
+                let is_later = later.attempt != outcome.attempt;
+                if is_later {
+                    table.end(self.name, &running, &self.end, self.ended_at);
+                }
+                return is_later;
+            }
+            End::Done(_)
+                if is_own && !is_same && !self.outlasts(&running.order, outcome.at, keep) =>
+            {
+                return false;
+            }
+            End::Done(_) => {}
+            End::Released | End::Unknown(_) if is_own => return false,
+            End::Released | End::Unknown(_) => {}
+        }
+        let end = match &self.end {
+            End::Done(created) => End::Done(created.clone()),
+            // If a later call was sent, this one has created nothing.
+            End::Unknown(_) | End::Released => End::Released,
         };
         table.remove(&self.name);
         self.insert(table);
@@ -295,4 +317,23 @@ impl FoundAttempt {
         }));
         true
     }
+}
+
+/// The flow that an attempt has created, by CAMS's answer or as it was learned later. `own_id` is Flowgate's
+/// request id, for a flow of which CAMS's is not known.
+fn created(
+    end: Option<KeyedEnd>,
+    resolution: Option<KeyedResolution>,
+    own_id: &str,
+) -> Option<Created> {
+    let (outcome, flow_id, request_id) = match end {
+        Some(end) => (end.outcome, end.flow_id, end.request_id),
+        None => (Outcome::Unknown, None, None),
+    };
+    let answered = flow_id.filter(|_| outcome == Outcome::Ok);
+    let flow_id = answered.or_else(|| resolution?.flow_id)?;
+    Some(Created {
+        flow_id: flow_id.into(),
+        request_id: Some(request_id.map_or_else(|| own_id.into(), Into::into)),
+    })
 }

@@ -34,7 +34,7 @@ fn order(client: &str, kind: OrderKind, flow: &str) -> Arc<Order> {
         client: ClientId::new(client),
         kind,
         fingerprint: print(flow),
-        request_id: "REQUEST-1".into(),
+        request_id: fastrand::u64(..).to_string().into(),
         flow: FlowDescription {
             name: flow.into(),
             ..FlowDescription::default()
@@ -102,7 +102,7 @@ fn lose(marked: Marked, is_sought: bool) {
         reason: "lost".into(),
         request_id: None,
         attempt: Some("run-0".into()),
-        owner: None,
+        call: None,
         is_sought,
     };
     marked.end(CallEnd::Unknown(loss), answer());
@@ -239,7 +239,7 @@ fn attempt(
             categories: vec!["SIGN_UP".to_owned()],
         },
         attempt: format!("run-{key}"),
-        request_id: "REQUEST-1".to_owned(),
+        request_id: format!("REQUEST-{key}"),
         account: "acme".to_owned(),
         client: "team-a".to_owned(),
         time: clock.checked_sub(Duration::from_secs(age)),
@@ -320,7 +320,7 @@ async fn what_the_store_did_not_know_stays_unprotected_over_a_restart() {
         assert_eq!(records.shareable(Instant::now()).len(), 0);
         let resolution = Resolution::Created(created("79"));
         let (open, outcome) = records.unknown().remove(0);
-        records.resolve(open, &outcome, resolution, Instant::now());
+        let _resolved = records.resolve(open, &outcome, resolution, Instant::now());
         assert!(!records.is_protected(name("open")));
     }
 }
@@ -365,6 +365,7 @@ async fn what_was_under_way_at_another_process_ends_as_it_did_there() {
     });
     let retry = KeyedAttempt {
         attempt: "run-retry".to_owned(),
+        request_id: "REQUEST-retry".to_owned(),
         ..attempt("retried", clock, 4, ok)
     };
     let attempts = vec![
@@ -377,9 +378,8 @@ async fn what_was_under_way_at_another_process_ends_as_it_did_there() {
     assert_eq!(take_over(&records, attempts), (3, 0));
     let ends = waiters.map(|mut waiter| waiter.end().now_or_never());
     let ends = ends.map(|ending| ending.map(|ending| ending.end.clone()));
-    let done = End::Done(Arc::new(created("77")));
-    let released = Some(End::Released);
-    assert_eq!(ends, [Some(done), released.clone(), released, None]);
+    let done = Some(End::Done(Arc::new(created("77"))));
+    assert_eq!(ends, [done.clone(), Some(End::Released), done, None]);
     for key in ["done", "retried"] {
         assert!(matches!(find(&records, key), Found::Done(done) if *done == created("77")));
     }
@@ -426,6 +426,7 @@ async fn an_attempt_that_the_journal_has_dropped_has_created_nothing() {
     records.restore(open.into(), Instant::now(), clock, |_| false);
     let retry = |key, end| KeyedAttempt {
         attempt: format!("run-retry-{key}"),
+        request_id: format!("REQUEST-retry-{key}"),
         ..attempt(key, clock, 4, Some(end))
     };
     let attempts = vec![
@@ -443,19 +444,206 @@ async fn an_attempt_that_the_journal_has_dropped_has_created_nothing() {
 async fn what_this_process_knows_itself_is_not_taken_over() {
     let clock = SystemTime::now();
     let ok = Some((Outcome::Ok, Some("78")));
+    let refused = Some((Outcome::UpstreamError, None));
     let records = records(100);
     let (finished, _waiter) = claim(&records, "done");
     done(mark(finished), "77");
     let (lost, _waiter) = claim(&records, "lost");
     lose(mark(lost), false);
     let (running, _waiter) = claim(&records, "running");
-    let keys = ["done", "lost", "running"];
-    let attempts = keys.map(|key| attempt(key, clock, 5, ok)).into();
-    assert_eq!(take_over(&records, attempts), (0, 0));
+    let attempts = [("done", ok), ("lost", refused), ("running", ok)];
+    let attempts = attempts.map(|(key, end)| attempt(key, clock, 5, end));
+    assert_eq!(take_over(&records, attempts.into()), (0, 0));
     assert!(matches!(find(&records, "done"), Found::Done(done) if *done == created("77")));
     assert!(matches!(find(&records, "lost"), Found::Unknown(_)));
     assert!(matches!(find(&records, "running"), Found::Running(_)));
     drop(running);
+}
+
+/// Attempts of two calls of one key by two processes: the first was sent 120 s ago, and has created flow 7
+/// `after` seconds later, as another process had concluded the opposite.
+fn after_a_late_answer(
+    clock: SystemTime,
+    after: u64,
+    second: Option<(Outcome, Option<&str>)>,
+) -> Vec<KeyedAttempt> {
+    let ok = Some((Outcome::Ok, Some("7")));
+    let first = KeyedAttempt {
+        end: attempt("k", clock, 120 - after, ok).end,
+        resolution: Some(KeyedResolution {
+            time: Some(clock),
+            result: ResolvedAs::Settled,
+            flow_id: None,
+            found: None,
+        }),
+        ..attempt("k", clock, 120, None)
+    };
+    let second = KeyedAttempt {
+        attempt: "run-second".to_owned(),
+        request_id: "REQUEST-second".to_owned(),
+        ..attempt("k", clock, 60, second)
+    };
+    vec![first, second]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_of_a_key_is_not_forgotten_for_a_later_call_of_another_process() {
+    advance(KEEP * 2).await;
+    let (now, clock) = (Instant::now(), SystemTime::now());
+    let has_flow = |records: &Arc<Records>, flow_id: &str| {
+        assert!(matches!(find(records, "k"), Found::Done(done) if &*done.flow_id == flow_id));
+    };
+    for after in [0, 100] {
+        for second in [
+            None,
+            Some((Outcome::Unknown, None)),
+            Some((Outcome::UpstreamError, None)),
+            Some((Outcome::Ok, Some("8"))),
+        ] {
+            // At a restart; and for a process that has sent the second call itself, and does not know its end.
+            let restored = records(100);
+            let attempts = after_a_late_answer(clock, after, second);
+            restored.restore(attempts, now, clock, |_| false);
+            let flow_id = second.and_then(|(_, flow_id)| flow_id);
+            has_flow(&restored, flow_id.unwrap_or("7"));
+            let beside = records(100);
+            let (lost, _waiter) = claim(&beside, "k");
+            lose(mark(lost), false);
+            let mut attempts = after_a_late_answer(clock, after, second);
+            attempts.truncate(1);
+            assert_eq!(take_over(&beside, attempts), (1, 0));
+            has_flow(&beside, "7");
+        }
+    }
+    // A key that was forgotten is another order's.
+    let expired = |key, end| vec![attempt(key, clock, KEEP.as_secs() + 90, end)];
+    let mut attempts = expired("k", Some((Outcome::Ok, Some("7"))));
+    let unknown = Some((Outcome::Unknown, None));
+    attempts.extend(after_a_late_answer(clock, 0, unknown).pop());
+    let forgotten = records(100);
+    forgotten.restore(attempts, now, clock, |_| false);
+    assert!(matches!(find(&forgotten, "k"), Found::Unknown(_)));
+    // A flow that was created while the store was away does not replace the key's own.
+    let mut attempts = after_a_late_answer(clock, 0, Some((Outcome::Ok, Some("8"))));
+    attempts[1].key.is_in_store = false;
+    let protected = records(100);
+    protected.restore(attempts, now, clock, |_| false);
+    has_flow(&protected, "7");
+    // So is one with other parameters.
+    let mut attempts = after_a_late_answer(clock, 0, None);
+    attempts[0].key.fingerprint = print("Other").hex();
+    let mismatched = records(100);
+    mismatched.restore(attempts, now, clock, |_| false);
+    assert!(matches!(find(&mismatched, "k"), Found::Unknown(_)));
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_has_the_name_of_the_call_that_was_sent() {
+    let records = records(10);
+    let (own, waiter) = claim(&records, "own");
+    let own_id = waiter.order().request_id.clone();
+    lose(mark(own), false);
+    // Another replica has sent it.
+    let (learned, _waiter) = claim(&records, "learned");
+    let loss = Loss {
+        reason: "lost".into(),
+        request_id: None,
+        attempt: None,
+        call: Some("ELSEWHERE".into()),
+        is_sought: false,
+    };
+    learned.learn(CallEnd::Unknown(loss), Instant::now());
+    let unknown = records.unknown();
+    let names: Vec<_> = unknown
+        .iter()
+        .map(|(_, outcome)| &*outcome.order.request_id)
+        .collect();
+    assert_eq!(names, [&*own_id, "ELSEWHERE"]);
+    let mut published: Vec<_> = records.shareable(Instant::now());
+    published.sort_by_key(|record| record.claim.name != name("own"));
+    let calls = published.iter().map(|record| &*record.claim.id.call);
+    assert_eq!(calls.collect::<Vec<_>>(), [&*own_id, "ELSEWHERE"]);
+}
+
+#[tokio::test]
+async fn all_flows_of_a_journal_are_known_to_the_looks() {
+    let clock = SystemTime::now();
+    // Equal orders, of which the second is unknown.
+    let equal = |end| {
+        let mut attempt = attempt("equal", clock, 5, end);
+        attempt.key.kind = OrderKind::Equal;
+        attempt
+    };
+    let ok = Some((Outcome::Ok, Some("7")));
+    let attempts = || vec![equal(ok), equal(None)];
+    let made_here = |records: &Records| records.made_here(&AccountId::new("acme"), "cams-1");
+    let restored = records(100);
+    restored.restore(attempts(), Instant::now(), clock, |_| true);
+    assert_eq!(made_here(&restored), [Box::<str>::from("7")]);
+    assert_eq!(count(&restored), [0, 0, 1]);
+    // At a take-over beside this process's own.
+    let taken_over = records(100);
+    let (_, outcome) = restored.unknown().remove(0);
+    for id in ["own-1", "own-2", "own-3"] {
+        let mut table = taken_over.table.lock();
+        table.made_here.add(&outcome.order, id);
+    }
+    assert_eq!(take_over(&taken_over, attempts()), (1, 1));
+    let ids = made_here(&taken_over).join(" ");
+    assert_eq!(ids, "7 own-1 own-2 own-3");
+    assert!(taken_over.has_flow("7"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_known_from_the_store_gets_only_the_name_of_its_attempt_from_the_journal() {
+    let clock = SystemTime::now();
+    let records = records(10);
+    let (learned, _waiter) = claim(&records, "k");
+    let in_journal = attempt("k", clock, 5, None);
+    let mut of_another_call = attempt("k", clock, 5, None);
+    of_another_call.request_id = "ANOTHER".into();
+    let loss = Loss {
+        reason: "lost".into(),
+        request_id: None,
+        attempt: None,
+        call: Some(in_journal.request_id.as_str().into()),
+        is_sought: false,
+    };
+    learned.learn(CallEnd::Unknown(loss), Instant::now());
+    advance(Duration::from_secs(1)).await;
+    let (_, learned) = records.unknown().remove(0);
+    assert_eq!(take_over(&records, vec![of_another_call]), (0, 0));
+    assert_eq!(records.unknown().remove(0).1, learned);
+    let attempt = Some(in_journal.attempt.as_str().into());
+    assert_eq!(take_over(&records, vec![in_journal]), (1, 1));
+    let named = UnknownOutcome {
+        attempt,
+        ..(*learned).clone()
+    };
+    assert_eq!(*records.unknown().remove(0).1, named);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_flow_does_not_end_two_calls() {
+    let records = records(100);
+    for key in ["a", "b"] {
+        let (lost, _waiter) = claim(&records, key);
+        lose(mark(lost), false);
+    }
+    let unknown = records.unknown();
+    let mut ended = Vec::new();
+    for ((name, outcome), resolution) in unknown.iter().zip([
+        Resolution::SettledCreated(created("77")),
+        Resolution::Created(created("77")),
+    ]) {
+        ended.push(
+            records
+                .resolve(*name, outcome, resolution, Instant::now())
+                .err(),
+        );
+    }
+    assert_eq!(ended, [None, Some(NotEnded::FlowOfAnother)]);
+    assert_eq!(count(&records), [0, 1, 1]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -504,14 +692,14 @@ async fn callers_wait_while_the_flow_of_an_unknown_outcome_is_looked_for() {
         let resolution = Resolution::Created(created("77"));
         records.resolve(*unknown, outcome, resolution, Instant::now())
     };
-    assert!(resolve().is_some());
+    assert!(resolve().is_ok());
     for waiter in [&mut first, &mut second] {
         let ending = waiter.end().await;
         assert_eq!(ending.end, End::Done(Arc::new(created("77"))));
         assert!(ending.is_resolved);
     }
     assert!(matches!(find(&records, "k"), Found::Done(_)));
-    assert!(resolve().is_none());
+    assert!(resolve().is_err());
     assert_eq!(count(&records), [0, 1, 0]);
 }
 
@@ -524,11 +712,11 @@ async fn an_ambiguous_outcome_ends_by_an_operators_word() {
         let (unknown, outcome) = records.unknown().remove(0);
         records.resolve(unknown, &outcome, resolution, Instant::now())
     };
-    assert!(resolve(Resolution::Ambiguous("two flows".into())).is_some());
+    assert!(resolve(Resolution::Ambiguous("two flows".into())).is_ok());
     assert!(matches!(&first.end().await.end, End::Unknown(_)));
     assert!(matches!(find(&records, "k"), Found::Unknown(unknown)
         if unknown.search == Search::Ambiguous("two flows".into())));
-    assert!(resolve(Resolution::SettledNotCreated).is_some());
+    assert!(resolve(Resolution::SettledNotCreated).is_ok());
     assert!(is_free(&records, "k"));
 }
 
@@ -545,15 +733,15 @@ async fn what_was_learned_of_a_call_does_not_end_the_next_one_of_its_key() {
         let word = Resolution::SettledNotCreated;
         records.resolve(key, outcome, word, Instant::now())
     };
-    assert!(resolve(&first).is_some());
+    assert!(resolve(&first).is_ok());
     let (_, second) = lost(false);
-    assert!(resolve(&first).is_none());
+    assert!(resolve(&first).is_err());
     records.set_search(key, &first, Search::Active);
     assert!(matches!(find(&records, "k"), Found::Unknown(outcome) if outcome == second));
     assert!(!records.is_unknown(key, &first) && records.is_unknown(key, &second));
     // Another state of the search is of the same call.
     records.set_search(key, &second, Search::Active);
-    assert!(resolve(&second).is_some());
+    assert!(resolve(&second).is_ok());
     assert!(is_free(&records, "k"));
 }
 
@@ -600,7 +788,7 @@ async fn the_store_never_learns_of_a_call_that_was_sent_while_it_was_lost() {
     // Nor when it is resolved.
     let resolution = Resolution::SettledCreated(created("78"));
     let (unknown, outcome) = records.unknown().remove(0);
-    records.resolve(unknown, &outcome, resolution, Instant::now());
+    let _resolved = records.resolve(unknown, &outcome, resolution, Instant::now());
     assert!(!records.is_in_store(name("unknown")));
 }
 
@@ -684,7 +872,8 @@ async fn counts_agree_with_the_states_of_the_records() {
                         1 => Resolution::Absent,
                         _ => Resolution::Ambiguous("two flows".into()),
                     };
-                    records.resolve(*name, outcome, resolution, Instant::now());
+                    let now = Instant::now();
+                    drop(records.resolve(*name, outcome, resolution, now));
                 }
             }
         }

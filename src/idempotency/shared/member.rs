@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::protocol::{
-    BeatAnswer, Call, KeyClaim, LearnedBy, MarkAnswer, Op, Owner, Published, Settlement, SharedEnd,
-    offset_ms,
+    BeatAnswer, Call, ClaimId, KeyClaim, LearnedBy, MarkAnswer, Op, Published, Settlement,
+    SharedEnd, offset_ms,
 };
 use crate::idempotency::fingerprint::RecordName;
 use crate::idempotency::record::{Order, OrderKind};
@@ -21,8 +21,6 @@ pub(crate) struct Member {
     prefix: String,
     replica: String,
     times: Times,
-    /// Number of claims that were named.
-    claims: u64,
     /// The epoch that the store last reported.
     epoch: Option<Box<str>>,
     /// The epoch in which the records are published.
@@ -63,7 +61,6 @@ impl Member {
             prefix: format!("{store_prefix}{{once}}:"),
             replica: replica.to_owned(),
             times,
-            claims: 0,
             epoch: None,
             published: None,
             server: String::new(),
@@ -73,11 +70,6 @@ impl Member {
 
     pub(crate) fn set_times(&mut self, times: Times) {
         self.times = times;
-    }
-
-    pub(crate) fn new_owner(&mut self) -> Owner {
-        self.claims += 1;
-        Owner::new(&self.replica, self.claims)
     }
 
     /// Whether the store is in this epoch, as far as this replica knows.
@@ -104,25 +96,19 @@ impl Member {
     /// Claims a key for `hold`; `None`: only reads its record.
     pub(crate) fn claim(&self, claim: &KeyClaim, hold: Option<Duration>) -> Call {
         let lifetime = hold.map_or(Duration::ZERO, |hold| hold + CLAIM_MARGIN);
-        let args = vec![
-            claim.owner.as_str().to_owned(),
+        let mut args = vec![
+            claim.id.to_string(),
             claim.print.hex(),
             ms(lifetime),
             ms(self.times.overdue()),
-            self.published.as_deref().unwrap_or_default().to_owned(),
-            ms(LEASE),
-            ms(LEAST_AGE),
         ];
+        args.extend(self.gate());
         self.call(Op::Claim, vec![self.record_key(claim.name)], args)
     }
 
     /// Marks a claim open; further attempts may be signed within `remaining`.
     pub(crate) fn mark(&self, claim: &KeyClaim, remaining: Duration) -> Call {
-        let args = vec![
-            claim.owner.as_str().to_owned(),
-            ms(remaining),
-            ms(KEEP_OPEN),
-        ];
+        let args = vec![claim.id.to_string(), ms(remaining), ms(KEEP_OPEN)];
         self.call(Op::Mark, self.keys(claim, ""), args)
     }
 
@@ -132,28 +118,34 @@ impl Member {
         answer.is_open && self.is_current(&answer.epoch)
     }
 
+    /// Records an end: of a call by its own claim, or of an unknown outcome.
     pub(crate) fn settle(&self, settlement: &Settlement, now: Instant) -> Call {
-        let ids = settlement.end.ids();
-        let args = vec![
-            settlement.claim.owner.as_str().to_owned(),
-            settlement.claim.print.hex(),
-            settlement.end.name().to_owned(),
+        let Settlement { claim, end, .. } = settlement;
+        let ids = end.ids();
+        let mut args = vec![
+            claim.id.to_string(),
+            claim.print.hex(),
+            end.name().to_owned(),
             offset_ms(settlement.signed_until, now).to_string(),
-            ms(self.lifetime(&settlement.end)),
+            ms(self.lifetime(end)),
             ids.request_id.to_owned(),
             ids.flow_id.to_owned(),
+        ];
+        let keys = self.keys(claim, ids.flow_id);
+        let Some(by) = end.resolved_by() else {
+            return self.call(Op::Settle, keys, args);
+        };
+        args.extend([
+            by.name().to_owned(),
             ms(self.times.overdue()),
             ms(self.times.settle),
-        ];
-        let keys = self.keys(&settlement.claim, ids.flow_id);
-        let op = match settlement.end {
-            SharedEnd::SettledCreated(_) => Op::SettleUnknown,
-            _ => Op::Settle,
-        };
-        self.call(op, keys, args)
+        ]);
+        args.extend(self.gate());
+        self.call(Op::Resolve, keys, args)
     }
 
-    /// Takes a flow for a call of this replica. A call without a key is not known to the others.
+    /// Takes a flow for a call: in the name of its record, which all replicas know. A call without a key is
+    /// known to those processes only that have read the same journal, by its request.
     pub(crate) fn take_flow(
         &self,
         name: RecordName,
@@ -161,21 +153,19 @@ impl Member {
         flow_id: &str,
         by: LearnedBy,
     ) -> Call {
-        let claim = KeyClaim::of(name, order, Owner::none());
+        let claim = KeyClaim::of(name, order, ClaimId::of_call(&order.request_id));
         let taken_as = if order.kind == OrderKind::Keyed {
             name.hex()
         } else {
-            format!("{}:{}", self.replica, name.hex())
+            format!("call:{}", order.request_id)
         };
-        let args = vec![
+        let mut args = vec![
             taken_as,
             ms(self.times.keep),
             by.name().to_owned(),
             ms(self.times.overdue()),
-            self.published.as_deref().unwrap_or_default().to_owned(),
-            ms(LEASE),
-            ms(LEAST_AGE),
         ];
+        args.extend(self.gate());
         self.call(Op::TakeFlow, self.keys(&claim, flow_id), args)
     }
 
@@ -189,7 +179,7 @@ impl Member {
             let (request_id, flow_id) = ids.map_or(("", ""), |ids| (ids.request_id, ids.flow_id));
             [
                 record.end.as_ref().map_or("o", SharedEnd::name).to_owned(),
-                record.claim.owner.as_str().to_owned(),
+                record.claim.id.to_string(),
                 record.claim.print.hex(),
                 offset_ms(record.signed_until, now).to_string(),
                 ms(record.lifetime),
@@ -232,10 +222,17 @@ impl Member {
     }
 
     fn lifetime(&self, end: &SharedEnd) -> Duration {
-        match end {
-            SharedEnd::Done(_) | SharedEnd::SettledCreated(_) => self.times.keep,
-            _ => KEEP_OPEN,
+        if end.is_done() {
+            self.times.keep
+        } else {
+            KEEP_OPEN
         }
+    }
+
+    /// What a script needs to know whether a replica may know more than the store.
+    fn gate(&self) -> [String; 3] {
+        let published = self.published.as_deref().unwrap_or_default();
+        [published.to_owned(), ms(LEASE), ms(LEAST_AGE)]
     }
 
     fn record_key(&self, name: RecordName) -> String {

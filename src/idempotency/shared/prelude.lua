@@ -4,8 +4,10 @@
 -- server's run.
 -- A record is one string: state|owner|fingerprint|until|epoch|CAMS's request id|flow id. Its state is c (claimed), o (open),
 -- u (unknown) or d (done). The epoch is that of the claim. Times are milliseconds of the store's clock.
--- The owner of a flow is the name of the record that the flow belongs to. The calls of a flow's name are a hash: of each
--- call that may have created a flow of this name, the name of its record, and state|until.
+-- The owner is the claim of a call: call:number. Of an unknown record it is the claims of all calls that may have created the
+-- flow, with blanks between them: a failover may bring an earlier call back. Of a finished record it does not matter.
+-- The owner of a flow is the name of the record that the flow belongs to, or of a call without a key. The calls of a flow's
+-- name are a hash: of each call that may have created a flow of this name, the name of its record, and state|until.
 
 local REPLICA, FRESH, RUN = ARGV[1], ARGV[2], ARGV[3]
 -- The stronger state says more of what CAMS has done.
@@ -93,6 +95,52 @@ local function note_flow(at, record, expires)
   end
 end
 
+-- The call of a claim, and the claim's number.
+local function call_of(claim)
+  local call, number = string.match(claim, '^(.*):(%d+)$')
+  return call or claim, tonumber(number) or 0
+end
+
+-- The claim of this call among the owners, or nil.
+local function claim_of(owners, call)
+  for claim in string.gmatch(owners, '%S+') do
+    if call_of(claim) == call then
+      return claim
+    end
+  end
+  return nil
+end
+
+-- Whether a record is of this order. If it is of several calls, their orders may differ: it has the fingerprint of one.
+local function is_of_order(record, print, call)
+  return record.print == print or claim_of(record.owner, call) ~= nil
+end
+
+-- The owners without this claim.
+local function without(owners, claim)
+  local left = {}
+  for other in string.gmatch(owners, '%S+') do
+    if other ~= claim then
+      left[#left + 1] = other
+    end
+  end
+  return table.concat(left, ' ')
+end
+
+-- The owners and this claim, one claim of each call: the latest.
+local function with(owners, claim)
+  local call, number = call_of(claim)
+  local known = claim_of(owners, call)
+  if known then
+    local _, known_number = call_of(known)
+    if known_number >= number then
+      return owners
+    end
+    owners = without(owners, known)
+  end
+  return owners == '' and claim or owners .. ' ' .. claim
+end
+
 -- Whether a replica that has not published yet may know what is missing in the store.
 -- `published`: the epoch that this replica has published.
 local function is_gated(id, since, published, lease, least_age)
@@ -115,4 +163,24 @@ local function state_for_readers(record, overdue)
     return 'u'
   end
   return record.state
+end
+
+-- The call of this claim has created nothing. The key is free when no other call is left. The record is KEYS[3].
+local function remove_claim(record, claim, expires)
+  local left = without(record.owner, claim)
+  if left == '' then
+    redis.call('DEL', KEYS[3])
+    note_flow(3, { state = 'c' }, expires)
+  else
+    record.owner = left
+    write(KEYS[3], record, expires)
+  end
+end
+
+-- The answer that says what the store has of a key.
+local function answer(id, what, record)
+  if not record then
+    return { id, what }
+  end
+  return { id, what, record.owner, int(record.ends - NOW), record.request_id, record.flow_id }
 end

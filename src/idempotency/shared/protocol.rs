@@ -1,12 +1,13 @@
 //! The operations on shared records: each builds the call of a script, and reads its answer.
 
+use std::fmt;
 use std::time::Duration;
 
 use redis::{FromRedisValue, Value};
 use tokio::time::Instant;
 
 use crate::idempotency::fingerprint::{Fingerprint, FlowNameHash, RecordName};
-use crate::idempotency::record::{Created, Order};
+use crate::idempotency::record::{Created, Order, Resolution, UnknownOutcome};
 
 /// An operation on the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +15,7 @@ pub(crate) enum Op {
     Claim,
     Mark,
     Settle,
-    /// Settles a record only if its outcome is unknown.
-    SettleUnknown,
+    Resolve,
     TakeFlow,
     Publish,
     Beat,
@@ -33,15 +33,19 @@ pub(crate) struct Call {
     pub(crate) args: Vec<Vec<u8>>,
 }
 
-/// The name of one claim: the replica, and the claim's number there.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Owner(Box<str>);
+/// The name of one claim: the call, which is Flowgate's id of the request that it began with, and the claim's
+/// number of this call. A call that has lost its claim makes another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClaimId {
+    pub(crate) call: Box<str>,
+    pub(crate) number: u32,
+}
 
 /// One claim of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeyClaim {
     pub(crate) name: RecordName,
-    pub(crate) owner: Owner,
+    pub(crate) id: ClaimId,
     pub(crate) print: Fingerprint,
     /// Not of an order whose flow cannot be looked for, nor of one that is not known any more.
     pub(crate) flow_name: Option<FlowNameHash>,
@@ -54,25 +58,25 @@ pub(crate) enum SharedState {
     Mine,
     /// There is no record; nothing was claimed.
     Absent,
-    /// Another replica has claimed the key, and has sent nothing yet.
-    Claimed,
-    /// An attempt of another replica is under way.
-    Open,
+    /// A call has claimed the key, and has sent nothing yet.
+    Claimed(SharedRecord),
+    /// An attempt of a call is under way.
+    Open(SharedRecord),
     /// CAMS has created the flow.
     Done(Created),
     /// CAMS may have created the flow.
     Unknown(SharedRecord),
     /// Another order has the key.
     Mismatch,
-    /// There is no record, but a replica may know one that it has not published yet.
+    /// A replica may know more that it has not published yet.
     Gated,
 }
 
-/// An unknown outcome.
+/// A key whose call has not ended, or whose outcome is unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SharedRecord {
-    /// The claim whose outcome is unknown.
-    pub(crate) owner: Owner,
+    /// The calls that have claimed the key. Of several the outcome is unknown.
+    pub(crate) calls: Vec<Box<str>>,
     /// CAMS's request id.
     pub(crate) request_id: Option<Box<str>>,
     /// Time until no attempt of it can be signed any more, at the answer; negative if that has
@@ -80,8 +84,9 @@ pub(crate) struct SharedRecord {
     pub(crate) until_ms: i64,
 }
 
-/// The answer of `claim`.
-pub(crate) struct ClaimAnswer {
+/// The answer of `claim`, and of operations that answer what the store has instead of what they were for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct StateAnswer {
     pub(crate) epoch: Box<str>,
     pub(crate) state: SharedState,
 }
@@ -92,12 +97,21 @@ pub(crate) struct MarkAnswer {
     pub(crate) is_open: bool,
 }
 
-/// The answer of `settle`.
+/// The answer of `settle` and `resolve`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SettleAnswer {
     pub(crate) epoch: Box<str>,
-    /// False: the store has a record that says more, or is of another claim.
-    pub(crate) is_settled: bool,
+    pub(crate) settled: Settled,
+}
+
+/// What has become of an end that the store was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    Yes,
+    /// The flow is another call's.
+    FlowOfAnother,
+    /// The store has another state of the key, which holds.
+    Kept(SharedState),
 }
 
 /// The answer of `take_flow`.
@@ -144,16 +158,18 @@ pub(crate) struct BeatAnswer {
 pub(crate) enum SharedEnd {
     /// CAMS has created the flow.
     Done(Created),
-    /// An operator says that CAMS has created the flow. It holds only while the outcome is unknown.
-    SettledCreated(Created),
     /// CAMS may have created the flow.
     Unknown { request_id: Option<Box<str>> },
-    /// CAMS has executed nothing, as the owner of the claim knows.
+    /// CAMS has executed nothing of the claim.
     Released,
+    /// A look has found the flow. This end and those below hold only while the outcome is unknown.
+    Found(Created),
     /// The flow was not found after the time in which CAMS may execute the call.
     Absent,
+    /// An operator says that CAMS has created the flow.
+    SettledCreated(Created),
     /// An operator says that CAMS has executed nothing.
-    NotCreated,
+    SettledNotCreated,
 }
 
 /// An end, and whose it is.
@@ -235,15 +251,12 @@ impl Op {
             ($name:literal) => {
                 concat!(include_str!("prelude.lua"), "\n", include_str!($name))
             };
-            ($condition:literal, $name:literal) => {
-                concat!(script!($condition), "\n", include_str!($name))
-            };
         }
         match self {
             Self::Claim => script!("claim.lua"),
             Self::Mark => script!("mark.lua"),
             Self::Settle => script!("settle.lua"),
-            Self::SettleUnknown => script!("if_unknown.lua", "settle.lua"),
+            Self::Resolve => script!("resolve.lua"),
             Self::TakeFlow => script!("take_flow.lua"),
             Self::Publish => script!("publish.lua"),
             Self::Beat | Self::Greet | Self::Leave => script!("beat.lua"),
@@ -255,7 +268,8 @@ impl Op {
         match self {
             Self::Claim => "claim",
             Self::Mark => "mark",
-            Self::Settle | Self::SettleUnknown => "settle",
+            Self::Settle => "settle",
+            Self::Resolve => "resolve",
             Self::TakeFlow => "take_flow",
             Self::Publish => "publish",
             Self::Beat | Self::Greet | Self::Leave => "key_beat",
@@ -272,29 +286,88 @@ impl Op {
     }
 }
 
-// === impl Owner ===
+// === impl ClaimId ===
 
-impl Owner {
-    pub(super) fn new(replica: &str, claim: u64) -> Self {
-        Self(format!("{replica}:{claim}").into())
+impl ClaimId {
+    /// Stands for all claims of a call.
+    pub(crate) fn of_call(call: &str) -> Self {
+        Self {
+            call: call.into(),
+            number: 0,
+        }
     }
 
-    /// No claim has this owner.
-    pub(crate) fn none() -> Self {
-        Self("".into())
+    /// The next claim of the call.
+    pub(crate) fn next(&self) -> Self {
+        Self {
+            call: self.call.clone(),
+            number: self.number + 1,
+        }
     }
+}
 
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
+impl fmt::Display for ClaimId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.call, self.number)
     }
 }
 
 // === impl SharedRecord ===
 
 impl SharedRecord {
-    /// Whether it may be the outcome of this claim. A record that was published again has no owner.
-    pub(crate) fn may_be_of(&self, owner: Option<&Owner>) -> bool {
-        owner.is_none_or(|owner| self.owner == *owner || self.owner == Owner::none())
+    fn read(fields: &[String]) -> Option<Self> {
+        let request_id = text(fields, 4)?;
+        let claims = text(fields, 2)?.split(' ');
+        let call = |claim: &str| claim.rsplit_once(':').map(|(call, _)| call.into());
+        Some(Self {
+            calls: claims.map(call).collect::<Option<_>>()?,
+            request_id: (!request_id.is_empty()).then(|| request_id.into()),
+            until_ms: text(fields, 3)?.parse().ok()?,
+        })
+    }
+
+    /// Whether it is about this call, or about this one, too.
+    pub(crate) fn is_of(&self, call: &str) -> bool {
+        self.calls.iter().any(|own| **own == *call)
+    }
+}
+
+// === impl SharedState ===
+
+impl SharedState {
+    /// How the store says that a call has ended whose outcome is unknown here. `None`: it does not say so.
+    pub(crate) fn end_of(&self, outcome: &UnknownOutcome) -> Option<Resolution> {
+        match self {
+            Self::Done(created) => Some(Resolution::CreatedElsewhere(created.clone())),
+            Self::Claimed(record) | Self::Open(record) | Self::Unknown(record)
+                if record.is_of(&outcome.order.request_id) =>
+            {
+                None
+            }
+            // Nothing was created, and the key is free or has its next call.
+            Self::Claimed(_) | Self::Open(_) | Self::Unknown(_) | Self::Absent | Self::Mismatch => {
+                Some(Resolution::Absent)
+            }
+            Self::Mine | Self::Gated => None,
+        }
+    }
+
+    fn read(fields: &[String]) -> Option<Self> {
+        let record = || SharedRecord::read(fields);
+        Some(match text(fields, 1)? {
+            "mine" => Self::Mine,
+            "absent" => Self::Absent,
+            "gated" => Self::Gated,
+            "mismatch" => Self::Mismatch,
+            "c" => Self::Claimed(record()?),
+            "o" => Self::Open(record()?),
+            "u" => Self::Unknown(record()?),
+            "d" => Self::Done(Created {
+                flow_id: text(fields, 5)?.into(),
+                request_id: text(fields, 4).filter(|id| !id.is_empty()).map(Into::into),
+            }),
+            _ => return None,
+        })
     }
 }
 
@@ -302,44 +375,23 @@ impl SharedRecord {
 
 impl KeyClaim {
     /// A claim of this order.
-    pub(crate) fn of(name: RecordName, order: &Order, owner: Owner) -> Self {
+    pub(crate) fn of(name: RecordName, order: &Order, id: ClaimId) -> Self {
         Self {
             name,
-            owner,
+            id,
             print: order.fingerprint,
             flow_name: order.flow_name_hash(),
         }
     }
 }
 
-// === impl ClaimAnswer ===
+// === impl StateAnswer ===
 
-impl ClaimAnswer {
+impl StateAnswer {
     pub(crate) fn read(answer: Value) -> Option<Self> {
         let fields = strings(answer)?;
         let epoch = text(&fields, 0)?.into();
-        let record = || {
-            let request_id = text(&fields, 4)?;
-            Some(SharedRecord {
-                owner: Owner(text(&fields, 2)?.into()),
-                request_id: (!request_id.is_empty()).then(|| request_id.into()),
-                until_ms: text(&fields, 3)?.parse().ok()?,
-            })
-        };
-        let state = match text(&fields, 1)? {
-            "mine" => SharedState::Mine,
-            "absent" => SharedState::Absent,
-            "gated" => SharedState::Gated,
-            "mismatch" => SharedState::Mismatch,
-            "c" => SharedState::Claimed,
-            "o" => SharedState::Open,
-            "u" => SharedState::Unknown(record()?),
-            "d" => SharedState::Done(Created {
-                flow_id: text(&fields, 5)?.into(),
-                request_id: record()?.request_id,
-            }),
-            _ => return None,
-        };
+        let state = SharedState::read(&fields)?;
         Some(Self { epoch, state })
     }
 }
@@ -364,13 +416,13 @@ impl MarkAnswer {
 impl SettleAnswer {
     pub(crate) fn read(answer: Value) -> Option<Self> {
         let fields = strings(answer)?;
-        let is_settled = match text(&fields, 1)? {
-            "settled" => true,
-            "kept" => false,
-            _ => return None,
-        };
         let epoch = text(&fields, 0)?.into();
-        Some(Self { epoch, is_settled })
+        let settled = match text(&fields, 1)? {
+            "settled" => Settled::Yes,
+            "owned" => Settled::FlowOfAnother,
+            _ => Settled::Kept(SharedState::read(&fields)?),
+        };
+        Some(Self { epoch, settled })
     }
 }
 
@@ -428,21 +480,37 @@ impl SharedEnd {
     /// The name that the scripts know it by.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Self::Done(_) | Self::SettledCreated(_) => "d",
+            Self::Done(_) | Self::Found(_) | Self::SettledCreated(_) => "d",
             Self::Unknown { .. } => "u",
             Self::Released => "released",
             Self::Absent => "absent",
-            Self::NotCreated => "not_created",
+            Self::SettledNotCreated => "not_created",
         }
+    }
+
+    /// Who says so, if it is the end of an unknown outcome.
+    pub(super) fn resolved_by(&self) -> Option<LearnedBy> {
+        match self {
+            Self::Done(_) | Self::Unknown { .. } | Self::Released => None,
+            Self::Found(_) | Self::Absent => Some(LearnedBy::Look),
+            Self::SettledCreated(_) | Self::SettledNotCreated => Some(LearnedBy::Word),
+        }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(
+            self,
+            Self::Done(_) | Self::Found(_) | Self::SettledCreated(_)
+        )
     }
 
     pub(super) fn ids(&self) -> Ids<'_> {
         let (request_id, flow_id) = match self {
-            Self::Done(created) | Self::SettledCreated(created) => {
+            Self::Done(created) | Self::Found(created) | Self::SettledCreated(created) => {
                 (created.request_id.as_deref(), &*created.flow_id)
             }
             Self::Unknown { request_id } => (request_id.as_deref(), ""),
-            Self::Released | Self::Absent | Self::NotCreated => (None, ""),
+            Self::Released | Self::Absent | Self::SettledNotCreated => (None, ""),
         };
         Ids {
             request_id: plain(request_id.unwrap_or_default()),

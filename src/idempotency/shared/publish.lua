@@ -1,9 +1,24 @@
--- Publishes records that a replica knows, because the store may have lost them. The stronger state wins.
--- ARGV[4..], for each record: state, owner, fingerprint, milliseconds from now to `until`, lifetime, CAMS's request id,
+-- Publishes records that a replica knows, because the store may have lost them.
+-- ARGV[4..], for each record: state, claim, fingerprint, milliseconds from now to `until`, lifetime, CAMS's request id,
 -- flow id. Returns {epoch, the state of each record afterwards}.
 
 local FIRST, FIELDS = 4, 7
 local KEYS_EACH = 3
+
+-- What both records say of a key. Each may be of another call: a failover has brought an earlier one back.
+local function merged(record, known)
+  if not record or record.state == 'c' then
+    return known
+  elseif record.state == 'd' or known.state == 'd' then
+    return record.state == 'd' and record or known
+  end
+  local owner = with(record.owner, known.owner)
+  -- None of several calls may send another attempt, and the outcome is that of all.
+  local is_open = record.state == 'o' and known.state == 'o' and not string.find(owner, ' ')
+  record.state = is_open and 'o' or 'u'
+  record.owner = owner
+  return record
+end
 
 local id = epoch(false)
 local states = {}
@@ -19,13 +34,7 @@ for i = 3, #KEYS, KEYS_EACH do
   }
   local record = read(KEYS[i])
   local ends = math.max(known.ends, record and record.ends or 0)
-  if not record or RANK[record.state] < RANK[known.state] then
-    record = known
-  elseif record.state == 'o' and known.state == 'o' and record.owner ~= known.owner then
-    -- A failover has brought an earlier call back. Neither may send another attempt, and the outcome is that of both.
-    record.state = 'u'
-    record.owner = ''
-  end
+  record = merged(record, known)
   record.ends = ends
   write(KEYS[i], record, ARGV[at + 4])
   note_flow(i, record, ARGV[at + 4])

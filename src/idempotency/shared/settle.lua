@@ -1,42 +1,39 @@
--- Records how a call has ended, or that its unknown outcome is resolved.
--- ARGV[4..]: the owner, the fingerprint, the end, milliseconds from now to `until` (negative: it has passed), the
--- lifetime, CAMS's request id, the flow id, how long after `until` an open record is unknown, how long after `until` CAMS
--- may execute the call.
--- Ends: d (done), u (unknown), released (by its owner: CAMS has executed nothing), absent (unknown, and not found after
--- CAMS can no longer execute it), not_created (unknown, and an operator says so).
--- Returns {epoch, 'settled' | 'kept', state of the record that is kept, its flow id}.
+-- Records how a call has ended.
+-- ARGV[4..]: the claim, the fingerprint, the end, milliseconds from now to `until` (negative: it has passed), the lifetime,
+-- CAMS's request id, the flow id.
+-- Ends: d (done), u (unknown), released (CAMS has executed nothing).
+-- Returns {epoch, 'settled'}, or what the store has, as `claim` does.
 
-local OWNER, PRINT, END, REMAINING, LIFETIME = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8]
-local REQUEST_ID, FLOW_ID, OVERDUE, SETTLE = ARGV[9], ARGV[10], tonumber(ARGV[11]), tonumber(ARGV[12])
+local CLAIM, PRINT, END, REMAINING, LIFETIME = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8]
+local REQUEST_ID, FLOW_ID = ARGV[9], ARGV[10]
 
 local id = epoch(false)
 local record = read(KEYS[3])
 
-local function may_be_freed()
-  if record.owner ~= OWNER then
-    return false
+if END == 'released' then
+  if not record then
+    return answer(id, 'settled')
   end
-  if END == 'released' then
-    return RANK[record.state] <= RANK.o
+  -- Another process may have published the call without the number of its claim. A later claim stays.
+  local call, number = call_of(CLAIM)
+  local known = claim_of(record.owner, call)
+  local _, known_number = call_of(known or '')
+  if record.state == 'd' or not known or known_number > number then
+    return answer(id, record.state, record)
   end
-  local is_unknown = state_for_readers(record, OVERDUE) == 'u'
-  return is_unknown and (END == 'not_created' or NOW >= record.ends + SETTLE)
+  remove_claim(record, known, LIFETIME)
+  return answer(id, 'settled')
 end
 
-if RANK[END] then
-  if record and RANK[record.state] > RANK[END] or record and record.state == 'd' and record.flow_id ~= FLOW_ID then
-    return { id, 'kept', record.state, record.flow_id }
-  end
-  local ends = math.max(NOW + REMAINING, record and record.ends or 0, 0)
-  local owner = record and record.state == END and record.owner or OWNER
-  local ended = { state = END, owner = owner, print = PRINT, ends = ends, request_id = REQUEST_ID, flow_id = FLOW_ID }
-  write(KEYS[3], ended, LIFETIME)
-  note_flow(3, ended, LIFETIME)
-elseif record then
-  if not may_be_freed() then
-    return { id, 'kept', record.state, record.flow_id }
-  end
-  redis.call('DEL', KEYS[3])
-  note_flow(3, { state = 'c' }, LIFETIME)
+if record and record.state == 'd' and (END == 'u' or record.flow_id ~= FLOW_ID) then
+  return answer(id, record.state, record)
 end
-return { id, 'settled' }
+local owner = CLAIM
+if END == 'u' and record and record.state ~= 'c' then
+  owner = with(record.owner, CLAIM)
+end
+local ends = math.max(NOW + REMAINING, record and record.ends or 0, 0)
+local ended = { state = END, owner = owner, print = PRINT, ends = ends, request_id = REQUEST_ID, flow_id = FLOW_ID }
+write(KEYS[3], ended, LIFETIME)
+note_flow(3, ended, LIFETIME)
+return answer(id, 'settled')

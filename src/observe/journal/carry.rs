@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::file::{Identity, MODE, with_suffix};
 use super::health::Health;
+use super::known::{Known, known};
 use super::line::{DoneLine, Line, OrderKind, Outcome, ResolvedAs, ResolvedLine, SentLine};
 use crate::acs::time;
 
@@ -60,9 +61,9 @@ struct Attempt {
     kind: OrderKind,
     /// The time of its last line.
     time: Option<SystemTime>,
-    is_created: bool,
-    /// Whether it need not be known, unless a later line says otherwise.
-    is_free: bool,
+    end: Option<(Outcome, bool)>,
+    resolution: Option<(ResolvedAs, bool)>,
+    /// The numbers of its lines.
     sent: u64,
     done: Option<u64>,
     resolved: Option<u64>,
@@ -242,8 +243,8 @@ impl Carried {
         attempt.or_insert_with(|| Attempt {
             kind: line.kind,
             time: time::parse(&line.time),
-            is_created: false,
-            is_free: false,
+            end: None,
+            resolution: None,
             sent,
             done: None,
             resolved: None,
@@ -254,15 +255,11 @@ impl Carried {
         let Some(attempt) = self.attempts.get_mut(&*line.attempt) else {
             return;
         };
-        attempt.time = time::parse(&line.time);
-        attempt.done.get_or_insert(self.lines);
-        let is_known = match line.outcome {
-            Outcome::Ok => line.flow_id.is_some(),
-            Outcome::Unknown => false,
-            _ => true,
-        };
-        if is_known {
-            self.ended(&line.attempt, line.flow_id.is_some());
+        // After a crash a line may be read twice.
+        if attempt.done.is_none() {
+            attempt.done = Some(self.lines);
+            attempt.end = Some((line.outcome, line.flow_id.is_some()));
+            attempt.time = time::parse(&line.time);
         }
     }
 
@@ -270,18 +267,16 @@ impl Carried {
         let Some(attempt) = self.attempts.get_mut(&*line.attempt) else {
             return;
         };
+        if !line
+            .result
+            .may_follow(attempt.resolution.map(|(result, _)| result))
+        {
+            return;
+        }
         attempt.resolved = Some(self.lines);
+        attempt.resolution = Some((line.result, line.flow_id.is_some()));
         if line.result != ResolvedAs::Ambiguous {
             attempt.time = time::parse(&line.time);
-            self.ended(&line.attempt, line.flow_id.is_some());
-        }
-    }
-
-    /// What an attempt has done is known. It is remembered if its key answers with its flow.
-    fn ended(&mut self, attempt: &str, is_created: bool) {
-        if let Some(attempt) = self.attempts.get_mut(attempt) {
-            attempt.is_created = is_created && attempt.kind == OrderKind::Keyed;
-            attempt.is_free = !attempt.is_created;
         }
     }
 
@@ -289,7 +284,7 @@ impl Carried {
     fn wanted(self, keep: Duration, now: SystemTime) -> HashSet<u64> {
         let attempts = self.attempts.into_values();
         attempts
-            .filter(|attempt| !attempt.is_free && !attempt.is_old(keep, now))
+            .filter(|attempt| attempt.is_needed(keep, now))
             .flat_map(|it| [Some(it.sent), it.done, it.resolved])
             .flatten()
             .collect()
@@ -299,10 +294,18 @@ impl Carried {
 // === impl Attempt ===
 
 impl Attempt {
-    fn is_old(&self, keep: Duration, now: SystemTime) -> bool {
-        let keep = if self.is_created { keep } else { KEEP_UNKNOWN };
+    /// Whether its key answers with its flow, or its outcome is unknown.
+    fn is_needed(&self, keep: Duration, now: SystemTime) -> bool {
+        let is_forgotten = matches!(self.resolution, Some((ResolvedAs::Forgotten, _)));
+        let keep = match known(self.end, self.resolution) {
+            Known::Created if self.kind == OrderKind::Keyed => keep,
+            // Another process has concluded that. CAMS's answer may follow, in a later file.
+            Known::NotCreated if self.end.is_none() && !is_forgotten => KEEP_UNKNOWN,
+            Known::Created | Known::NotCreated => return false,
+            Known::Unknown => KEEP_UNKNOWN,
+        };
         let age = self.time.and_then(|time| now.duration_since(time).ok());
-        age.is_some_and(|age| age >= keep)
+        age.is_none_or(|age| age < keep)
     }
 }
 

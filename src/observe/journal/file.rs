@@ -6,7 +6,7 @@
 //! lock, and a file that was moved or removed is replaced.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::carry::{self, Carrier};
+use super::line::Line;
 use super::writer::{Sink, WriteResult};
 use crate::config;
 
@@ -53,18 +54,64 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// Checked before a file is opened, because opening a pipe waits for a reader.
+fn check_regular(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "expected a regular file",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Opens a file beside the journal for reading; the error names it.
+pub(super) fn open_other(path: &Path) -> io::Result<File> {
+    let opened = check_regular(path).and_then(|()| File::open(path));
+    opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+/// How much of a file is read to see whether it is a journal.
+const HEAD: usize = 64 * 1024;
+
+/// Returns an error if this is a file of something else, whose lines a journal would be mixed with.
+pub(super) fn check_kind(path: &Path) -> io::Result<()> {
+    check_regular(path)?;
+    let mut head = Vec::new();
+    match File::open(path) {
+        Ok(file) => file.take(HEAD as u64).read_to_end(&mut head)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if is_foreign(&head) {
+        let why =
+            "it is another file, without a line of a journal: name another one, or move it away";
+        return Err(io::Error::new(ErrorKind::InvalidData, why));
+    }
+    Ok(())
+}
+
+/// Whether there are lines, and none is of a journal. A crash may leave torn lines, and zeros before or after
+/// them.
+fn is_foreign(head: &[u8]) -> bool {
+    const BEGIN: &[u8] = b"{\"event\":\"";
+    let mut lines = head
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.split(|byte| *byte == 0).next().unwrap_or_default())
+        .map(<[u8]>::trim_ascii)
+        .filter(|line| !line.is_empty())
+        .peekable();
+    let is_own = |line: &[u8]| {
+        line.starts_with(BEGIN)
+            || line.len() > 1 && BEGIN.starts_with(line)
+            || serde_json::from_slice::<Line<'_>>(line).is_ok()
+    };
+    lines.peek().is_some() && !lines.any(is_own)
+}
+
 /// Opens or creates a file for appending, readable only by its owner.
 fn open(path: &Path) -> io::Result<File> {
-    match std::fs::metadata(path) {
-        // Checked before the file is opened, because opening a pipe waits for a reader.
-        Ok(found) if !found.is_file() => {
-            return Err(io::Error::new(
-                ErrorKind::InvalidInput,
-                "expected a regular file",
-            ));
-        }
-        _ => {}
-    }
+    check_regular(path)?;
     let file = OpenOptions::new()
         .read(true)
         .append(true)
@@ -291,6 +338,29 @@ impl Sink for RotatingFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_file_is_recognised_and_a_damaged_journal_is_not_taken_for_one() {
+        let line = "{\"event\":\"sent\"}\n";
+        let zeros = "\0\0\0\"flow_id\":\"1\"}\n";
+        let torn = "{\"event\":\"sent\",\"att\0\0\0";
+        for journal in ["", "\n", "\r\n", "{\"ev\n", "\0\0\0\0", zeros, torn, line] {
+            assert!(!is_foreign(journal.as_bytes()), "{journal:?}");
+            assert!(!is_foreign(format!("torn\n{line}{journal}").as_bytes()));
+        }
+        for other in [
+            "hello\nworld",
+            "hello",
+            "root:x:0:0\n",
+            "[]\n[1]\n",
+            "{\n  \"a\": 1\n}\n",
+            "{\"level\":\"INFO\",\"event\":\"sent\"}\n",
+            "server\n{\n  listen 80;\n}\n",
+            "\u{7f}ELF\0\0\0\0",
+        ] {
+            assert!(is_foreign(other.as_bytes()), "{other:?}");
+        }
+    }
 
     impl RotatingFile {
         /// Writes one line.

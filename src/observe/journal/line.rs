@@ -163,6 +163,12 @@ pub(super) fn unsent(sent: &[u8]) -> Option<Vec<u8>> {
 // === impl ResolvedAs ===
 
 impl ResolvedAs {
+    /// Whether it counts after an earlier line of the same attempt. What a process finds ambiguous, another one
+    /// may have ended.
+    pub(super) fn may_follow(self, earlier: Option<Self>) -> bool {
+        self != Self::Ambiguous || earlier.is_none_or(|earlier| earlier == Self::Ambiguous)
+    }
+
     /// The label in metrics.
     pub(crate) fn label(self) -> &'static str {
         match self {

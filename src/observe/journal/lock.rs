@@ -1,6 +1,6 @@
 //! Detects that another process writes the same journal. Each process locks the file `path.lock`
 //! until it ends: a lock on the journal itself would not survive a rotation, and is used by it
-//! (`journal/file.rs`). Readers take no lock.
+//! (`journal/file.rs`). Readers keep no lock.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -58,6 +58,16 @@ impl JournalLock {
         })
     }
 
+    /// Whether a process has the lock of the journal at `path`. A process that starts at the same moment may
+    /// take this question for another process.
+    pub(super) fn is_held(path: &Path) -> bool {
+        let Ok(file) = File::open(lock_path(path)) else {
+            return false;
+        };
+        let tried = retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockShared));
+        tried == Err(Errno::WOULDBLOCK)
+    }
+
     /// Takes the lock if it is free. Returns whether this process has it.
     pub(super) fn retry(&self) -> io::Result<bool> {
         let Some(file) = &self.file else {
@@ -85,7 +95,9 @@ mod tests {
         assert!(!is_shared);
         let (second, is_shared) = JournalLock::take(&path);
         assert!(is_shared && !second.retry().unwrap());
+        assert!(JournalLock::is_held(&path));
         drop(first);
+        assert!(!JournalLock::is_held(&path));
         assert!(second.retry().unwrap());
         let (_third, is_shared) = JournalLock::take(&path);
         assert!(is_shared);

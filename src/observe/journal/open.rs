@@ -13,8 +13,10 @@ use serde::Serialize;
 
 use super::JournalOrder;
 use super::carry;
-use super::file::{Identity, older};
+use super::file::{Identity, older, open_other};
+use super::known::{Known, known};
 use super::line::{Line, Outcome, ResolvedAs, ResolvedLine, SentLine};
+use super::lock::JournalLock;
 use crate::acs::time;
 
 /// The content of a journal.
@@ -48,6 +50,14 @@ pub(crate) struct Resolution {
     /// What only an operator can judge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) found: Option<Cow<'static, str>>,
+}
+
+/// What a later process takes over from a journal.
+pub(crate) struct KeyedAttempts {
+    /// In the order in which they were sent.
+    pub(crate) attempts: Vec<KeyedAttempt>,
+    /// The number of damaged lines: keys that only they name are not known.
+    pub(crate) damaged: u64,
 }
 
 /// An attempt of a call with a record.
@@ -91,20 +101,21 @@ pub(crate) struct KeyedEnd {
     pub(crate) reason: Option<String>,
 }
 
-/// Reads the attempts of calls with a record, in the order in which they were sent. Damaged lines
-/// are skipped.
-pub(crate) fn keyed(path: &Path) -> io::Result<Vec<KeyedAttempt>> {
+/// Reads the attempts of calls with a record. `is_written`: a process writes the journal, so that its last line
+/// may be seen in part.
+pub(crate) fn keyed(path: &Path, is_written: bool) -> io::Result<KeyedAttempts> {
     let mut attempts: Vec<KeyedAttempt> = Vec::new();
     let mut by_name = HashMap::new();
-    for_each_line(path, |line| match serde_json::from_slice(line) {
-        Ok(Line::Sent(sent)) => {
+    let is_written = || is_written;
+    let damaged = for_each_line(path, is_written, |line| match line {
+        Line::Sent(sent) => {
             let name = sent.attempt.clone().into_owned();
             if let Some(attempt) = KeyedAttempt::of(sent) {
                 by_name.insert(name, attempts.len());
                 attempts.push(attempt);
             }
         }
-        Ok(Line::Done(done)) => {
+        Line::Done(done) => {
             if let Some(&index) = by_name.get(&*done.attempt) {
                 attempts[index].end = Some(KeyedEnd {
                     time: time::parse(&done.time),
@@ -115,8 +126,12 @@ pub(crate) fn keyed(path: &Path) -> io::Result<Vec<KeyedAttempt>> {
                 });
             }
         }
-        Ok(Line::Resolved(resolved)) => {
-            if let Some(&index) = by_name.get(&*resolved.attempt) {
+        Line::Resolved(resolved) => {
+            if let Some(&index) = by_name.get(&*resolved.attempt)
+                && resolved
+                    .result
+                    .may_follow(attempts[index].resolution.as_ref().map(|it| it.result))
+            {
                 attempts[index].resolution = Some(KeyedResolution {
                     time: time::parse(&resolved.time),
                     result: resolved.result,
@@ -125,48 +140,47 @@ pub(crate) fn keyed(path: &Path) -> io::Result<Vec<KeyedAttempt>> {
                 });
             }
         }
-        Err(_) => {}
     })?;
-    Ok(attempts)
+    Ok(KeyedAttempts { attempts, damaged })
 }
 
 /// Reads the journal with its rotated files. With `unknown`, attempts whose outcome was unknown are
 /// included, also those whose outcome has been learned since.
 pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
     let mut listed: HashMap<String, (u64, ListedAttempt)> = HashMap::new();
-    let mut damaged = 0;
     let mut number = 0_u64;
-    for_each_line(path, |line| {
-        if line.is_empty() {
-            return;
-        }
+    let is_written = || JournalLock::is_held(path);
+    let damaged = for_each_line(path, is_written, |line| {
         number += 1;
-        match serde_json::from_slice::<Line<'static>>(line) {
-            Ok(Line::Sent(sent)) => {
+        match line {
+            Line::Sent(sent) => {
                 let name = sent.attempt.clone().into_owned();
                 listed.insert(name, (number, ListedAttempt::of(sent)));
             }
-            Ok(Line::Done(done)) if unknown && done.outcome == Outcome::Unknown => {
+            Line::Done(done) if unknown && done.outcome == Outcome::Unknown => {
                 if let Some((_, attempt)) = listed.get_mut(&*done.attempt) {
                     attempt.reason = Some(done.reason.unwrap_or("no certain answer".into()));
                 }
             }
-            Ok(Line::Done(done)) => {
+            Line::Done(done) => {
                 listed.remove(&*done.attempt);
             }
-            Ok(Line::Resolved(resolved)) if unknown => {
-                if let Some((_, attempt)) = listed.get_mut(&*resolved.attempt) {
+            Line::Resolved(resolved) if unknown => {
+                if let Some((_, attempt)) = listed.get_mut(&*resolved.attempt)
+                    && resolved
+                        .result
+                        .may_follow(attempt.resolution.as_ref().map(|it| it.result))
+                {
                     attempt.resolution = Some(resolved.into());
                 }
             }
-            Ok(Line::Resolved(resolved)) if resolved.result == ResolvedAs::Ambiguous => {}
-            Ok(Line::Resolved(resolved)) => {
+            Line::Resolved(resolved) if resolved.result == ResolvedAs::Ambiguous => {}
+            Line::Resolved(resolved) => {
                 listed.remove(&*resolved.attempt);
             }
-            Err(_) => damaged += 1,
         }
     })?;
-    if damaged > 0 && damaged == number {
+    if damaged > 0 && number == 0 {
         let why = "it has no line of a journal";
         return Err(io::Error::new(ErrorKind::InvalidData, why));
     }
@@ -180,13 +194,32 @@ pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
 }
 
 /// Reads all lines: those that were carried from dropped files, then those of the oldest file first.
-fn for_each_line(path: &Path, mut read: impl FnMut(&[u8])) -> io::Result<()> {
+/// Returns the number of damaged ones, which are skipped. The last line is none of them if the journal
+/// `is_written`.
+fn for_each_line(
+    path: &Path,
+    is_written: impl Fn() -> bool,
+    mut read: impl FnMut(Line<'static>),
+) -> io::Result<u64> {
+    let mut damaged = 0;
+    let mut line = Vec::new();
+    let mut is_last_torn = false;
     for file in files(path)?.into_iter().rev() {
-        for line in BufReader::new(file).split(b'\n') {
-            read(&line?);
+        let mut file = BufReader::new(file);
+        is_last_torn = false;
+        while file.read_until(b'\n', &mut line)? > 0 {
+            match serde_json::from_slice(&line) {
+                Ok(line) => read(line),
+                Err(_) if line == b"\n" => {}
+                Err(_) => {
+                    damaged += 1;
+                    is_last_torn = !line.ends_with(b"\n");
+                }
+            }
+            line.clear();
         }
     }
-    Ok(())
+    Ok(damaged - u64::from(is_last_torn && is_written()))
 }
 
 /// Opens all files, the latest first, the carried lines last. With this order, a concurrent rotation
@@ -198,12 +231,12 @@ fn files(path: &Path) -> io::Result<Vec<File>> {
     let mut number = 1;
     let mut gap = 0;
     while gap < 2 {
-        let file = File::open(older(path, number));
+        let file = open_other(&older(path, number));
         gap = if file.is_err() { gap + 1 } else { 0 };
         files.push(file);
         number += 1;
     }
-    files.extend([carry::dropped(path), carry::keys(path)].map(File::open));
+    files.extend([carry::dropped(path), carry::keys(path)].map(|path| open_other(&path)));
     let mut seen = Vec::new();
     let mut found = Vec::new();
     let mut missing = None;
@@ -304,5 +337,15 @@ impl KeyedAttempt {
             end: None,
             resolution: None,
         })
+    }
+
+    /// What its lines say together.
+    pub(crate) fn known(&self) -> Known {
+        let done = self.end.as_ref();
+        let resolved = self.resolution.as_ref();
+        known(
+            done.map(|end| (end.outcome, end.flow_id.is_some())),
+            resolved.map(|it| (it.result, it.flow_id.is_some())),
+        )
     }
 }

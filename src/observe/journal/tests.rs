@@ -1,5 +1,7 @@
 //! The content of the journal and how it is read: pairs across rotations, damage, outages.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use futures_util::future::join_all;
@@ -364,6 +366,57 @@ async fn a_damaged_line_does_not_affect_others() {
         (content.damaged(), test.open()),
         (4, vec!["before".to_owned(), "after".to_owned()])
     );
+    // The last line may still be written.
+    let writing = std::fs::read(test.path()).unwrap();
+    std::fs::write(
+        test.path(),
+        [&writing, &b"{\"event\":\"done\""[..]].concat(),
+    )
+    .unwrap();
+    assert_eq!(keyed(&test.path(), true).unwrap().damaged, 4);
+    assert_eq!(keyed(&test.path(), false).unwrap().damaged, 5);
+    // Both processes have the journal open.
+    assert_eq!(read(&test.path(), false).unwrap().damaged(), 4);
+    drop((test.journal, next));
+    let path = test.folder.path().join("journal");
+    assert_eq!(read(&path, false).unwrap().damaged(), 5);
+}
+
+#[tokio::test]
+async fn another_file_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config::Journal {
+        path: folder.path().join("notes"),
+        max_size: 1 << 20,
+        keep: 1,
+    };
+    std::fs::write(&config.path, "hello\nworld").unwrap();
+    std::fs::set_permissions(&config.path, Permissions::from_mode(0o644)).unwrap();
+    let error = Journal::open(&config, Arc::new(Metrics::new()))
+        .err()
+        .unwrap();
+    assert_eq!(
+        error.to_string(),
+        "it is another file, without a line of a journal: name another one, or move it away"
+    );
+    let mode = std::fs::metadata(&config.path)
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(
+        (mode & 0o777, std::fs::read(&config.path).unwrap()),
+        (0o644, b"hello\nworld".to_vec())
+    );
+}
+
+#[tokio::test]
+async fn an_older_file_that_cannot_be_read_is_named() {
+    let test = JournalTest::new(1 << 20, 1);
+    let older = test.folder.path().join("journal.1");
+    std::fs::create_dir(&older).unwrap();
+    let error = keyed(&test.path(), false).err().unwrap();
+    let expected = format!("{}: expected a regular file", older.display());
+    assert_eq!(error.to_string(), expected);
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ const CONNECTION_ERRORS: [&str; 14] = [
     "incomplete",
     "broken",
 ];
-const STORE_OPERATIONS: [&str; 18] = [
+const STORE_OPERATIONS: [&str; 19] = [
     "connect",
     "connections",
     "ping",
@@ -90,6 +90,7 @@ const STORE_OPERATIONS: [&str; 18] = [
     "claim",
     "mark",
     "settle",
+    "resolve",
     "take_flow",
     "publish",
     "key_beat",

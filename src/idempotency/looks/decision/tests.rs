@@ -11,7 +11,6 @@ struct Case {
     is_unfiltered: bool,
     status: FlowStatus,
     others: Others,
-    late_answer: Option<&'static str>,
     /// Seconds from the time after which nothing is executed any more to the begin of the listing.
     since_settled: i64,
     /// Seconds from the end of the earlier sweep to the begin of this one.
@@ -57,7 +56,6 @@ impl Case {
             is_unfiltered: false,
             status: FlowStatus::Draft,
             others: Others::default(),
-            late_answer: None,
             since_settled: -1000,
             since_sweep: None,
         }
@@ -95,7 +93,6 @@ impl Case {
             status: self.status,
             others: self.others,
             made_here: &["0".into(), "1".into()],
-            late_answer: self.late_answer,
             began,
             settled_at: base + Duration::from_secs(settled_at),
             earlier_sweep: self
@@ -120,11 +117,6 @@ fn one_draft_of_the_same_name_and_categories_is_the_flow() {
         ..Case::found()
     };
     assert_eq!(near_names_do_not_matter.verdict(), created);
-    let same_as_late_answer = Case {
-        late_answer: Some("7"),
-        ..Case::found()
-    };
-    assert_eq!(same_as_late_answer.verdict(), created);
     let doubled_category = Case {
         flows: vec![flow("7", "Welcome", &["SIGN_UP", "OTHER", "SIGN_UP"])],
         ..Case::found()
@@ -181,13 +173,6 @@ fn what_contradicts_unique_names_is_ambiguous() {
             "unknown outcome, too",
             Case {
                 others: others(|others| others.are_unknown = true),
-                ..Case::found()
-            },
-        ),
-        (
-            "late answer names another",
-            Case {
-                late_answer: Some("9"),
                 ..Case::found()
             },
         ),
@@ -290,13 +275,6 @@ fn without_all_conditions_absence_is_not_proven() {
             "a name may be cut",
             Case {
                 flows: vec![known(), flow("7", "Welc", &[])],
-                ..Case::absent()
-            },
-        ),
-        (
-            "a late answer names a flow",
-            Case {
-                late_answer: Some("7"),
                 ..Case::absent()
             },
         ),

@@ -60,7 +60,7 @@ impl FakeRedis {
             Op::Claim,
             Op::Mark,
             Op::Settle,
-            Op::SettleUnknown,
+            Op::Resolve,
             Op::TakeFlow,
             Op::Publish,
             Op::Beat,

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fastrand::Rng;
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use super::super::protocol::{BeatAnswer, published_epoch};
 use super::super::*;
 use super::fake_redis::{Data, FakeRedis, Patch, Server};
 use super::scripts::{TIMES, created, name, order};
-use crate::idempotency::record::Created;
+use crate::idempotency::record::{Created, Resolution, Search};
 
 /// What is left out of the protocol, to show that the search finds its absence.
 #[derive(Clone, Copy, Default)]
@@ -56,6 +56,8 @@ struct World<'a> {
     /// Counts the servers: the run id.
     server: u64,
     replicas: Vec<Replica>,
+    /// Number of calls so far.
+    calls: u64,
     messages: Vec<Message>,
     /// The flows that CAMS has created, by key.
     flows: BTreeMap<usize, Vec<u64>>,
@@ -75,7 +77,9 @@ struct Replica {
     joined_ms: Option<u64>,
     last_beat_ms: u64,
     calls: BTreeMap<usize, Local>,
-    owed: BTreeMap<usize, Settlement>,
+    owed: BTreeMap<usize, Vec<Settlement>>,
+    /// The claims of calls that may claim their keys again.
+    lost_claims: BTreeMap<usize, ClaimId>,
     journal: Option<BTreeMap<usize, Journaled>>,
 }
 
@@ -111,9 +115,10 @@ struct MarkReply {
 }
 
 /// What the journal has of a key.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Journaled {
-    Sent(u64),
+    /// The attempt of this call, and when.
+    Sent(Box<str>, u64),
     Done(u64),
 }
 
@@ -192,7 +197,7 @@ fn without_the_calls_of_a_name_a_key_gets_the_flow_of_another() {
 fn without_the_owner_in_the_mark_a_key_has_two_flows() {
     finds(
         Fault {
-            patches: &[(Op::Mark, "or record.owner ~= OWNER ", "")],
+            patches: &[(Op::Mark, "or record.owner ~= CLAIM ", "")],
             ..Fault::default()
         },
         0,
@@ -276,6 +281,7 @@ impl<'a> World<'a> {
             replicated: Data::default(),
             server: 1,
             replicas: Vec::new(),
+            calls: 0,
             messages: Vec::new(),
             flows: BTreeMap::new(),
             is_over: false,
@@ -300,8 +306,8 @@ impl<'a> World<'a> {
         order
     }
 
-    fn claim_of(&self, key: usize, owner: Owner) -> KeyClaim {
-        KeyClaim::of(name(key), &self.order(key), owner)
+    fn claim_of(&self, key: usize, id: ClaimId) -> KeyClaim {
+        KeyClaim::of(name(key), &self.order(key), id)
     }
 
     fn now_ms(&self) -> u64 {
@@ -345,7 +351,8 @@ impl<'a> World<'a> {
             68..80 => self.time_passes(),
             80..85 => self.freeze_or_thaw(r),
             85..89 => self.cut_or_heal(r),
-            89..92 => self.crash_or_restart(r),
+            89..91 => self.crash_or_restart(r),
+            91 => self.overlap(r),
             92..94 => self.replicated = self.redis.server().data.clone(),
             94..97 => self.lose_data(true),
             97..99 => self.lose_data(false),
@@ -582,12 +589,17 @@ impl<'a> World<'a> {
         if !self.reaches_store(r) || !self.pay(r, key) {
             return;
         }
-        let member = &mut self.replicas[r].member;
-        let owner = member.new_owner();
-        let claim = self.claim_of(key, owner);
+        let id = self.replicas[r]
+            .lost_claims
+            .remove(&key)
+            .unwrap_or_else(|| {
+                self.calls += 1;
+                ClaimId::of_call(&format!("call-{}", self.calls))
+            });
+        let claim = self.claim_of(key, id.next());
         let member = &self.replicas[r].member;
         let call = member.claim(&claim, Some(HOLD));
-        let answer = ClaimAnswer::read(self.run_script(&call)).unwrap();
+        let answer = StateAnswer::read(self.run_script(&call)).unwrap();
         self.set(r, key, Local::Claiming(claim, ClaimReply(answer.state)));
     }
 
@@ -599,16 +611,15 @@ impl<'a> World<'a> {
                 self.set(r, key, Local::Done(claim, flow_id.parse().unwrap()));
             }
             SharedState::Unknown(record) => {
-                let owner = record.owner;
+                let id = ClaimId::of_call(&record.calls[0]);
                 let until_ms = now.saturating_add_signed(record.until_ms).max(FIRST_MS);
-                self.set(
-                    r,
-                    key,
-                    Local::Unknown(KeyClaim { owner, ..claim }, until_ms),
-                );
+                self.set(r, key, Local::Unknown(KeyClaim { id, ..claim }, until_ms));
             }
             SharedState::Mismatch => panic!("all calls of a key are equal"),
-            SharedState::Claimed | SharedState::Open | SharedState::Gated | SharedState::Absent => {
+            SharedState::Claimed(_)
+            | SharedState::Open(_)
+            | SharedState::Gated
+            | SharedState::Absent => {
                 self.forget(r, key, "waits");
             }
         }
@@ -661,17 +672,20 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Nothing is sent, and what was sent earlier was refused.
+    /// Nothing is sent, and what was sent earlier was refused. The call may claim its key again.
     fn unmarked(&mut self, r: usize, key: usize, claim: &KeyClaim) {
         let released = Settlement::released(claim, self.now());
-        self.replicas[r].owed.insert(key, released);
+        self.replicas[r].owed.entry(key).or_default().push(released);
+        if self.rng.bool() {
+            self.replicas[r].lost_claims.insert(key, claim.id.clone());
+        }
         self.forget(r, key, "not marked");
     }
 
     fn send(&mut self, r: usize, key: usize, claim: KeyClaim, signed: Signed) {
         let now = self.now_ms();
         if let Some(journal) = &mut self.replicas[r].journal {
-            journal.insert(key, Journaled::Sent(now));
+            journal.insert(key, Journaled::Sent(claim.id.call.clone(), now));
         }
         let signed_ms = if self.fault.signs_late {
             now
@@ -704,10 +718,14 @@ impl<'a> World<'a> {
     }
 
     fn done(&mut self, r: usize, key: usize, claim: KeyClaim, flow: u64) {
+        self.settle(r, key, &claim, SharedEnd::Done(created(flow)), self.now());
+        self.learned(r, key, claim, flow);
+    }
+
+    fn learned(&mut self, r: usize, key: usize, claim: KeyClaim, flow: u64) {
         if let Some(journal) = &mut self.replicas[r].journal {
             journal.insert(key, Journaled::Done(flow));
         }
-        self.settle(r, key, &claim, SharedEnd::Done(created(flow)), self.now());
         self.set(r, key, Local::Done(claim, flow));
     }
 
@@ -725,7 +743,11 @@ impl<'a> World<'a> {
             end,
             signed_until,
         };
-        self.replicas[r].owed.insert(key, settlement);
+        self.replicas[r]
+            .owed
+            .entry(key)
+            .or_default()
+            .push(settlement);
         if self.rng.u32(..4) > 0 {
             self.pay(r, key);
         }
@@ -733,16 +755,19 @@ impl<'a> World<'a> {
 
     /// Settles what the store does not know. False: it cannot be reached.
     fn pay(&mut self, r: usize, key: usize) -> bool {
-        let Some(settlement) = self.replicas[r].owed.get(&key).cloned() else {
-            return true;
-        };
-        if !self.reaches_store(r) {
-            return false;
-        }
-        let call = self.replicas[r].member.settle(&settlement, self.now());
-        let answer = SettleAnswer::read(self.run_script(&call)).unwrap();
-        if self.replicas[r].member.is_current(&answer.epoch) {
-            self.replicas[r].owed.remove(&key);
+        let owed = self.replicas[r].owed.remove(&key).unwrap_or_default();
+        for (at, settlement) in owed.iter().enumerate() {
+            if !self.reaches_store(r) {
+                self.replicas[r].owed.insert(key, owed[at..].to_vec());
+                return false;
+            }
+            let call = self.replicas[r].member.settle(settlement, self.now());
+            let answer = SettleAnswer::read(self.run_script(&call)).unwrap();
+            let is_heard = self.replicas[r].member.is_current(&answer.epoch);
+            if !is_heard && answer.settled == Settled::Yes {
+                let again = settlement.clone();
+                self.replicas[r].owed.entry(key).or_default().push(again);
+            }
         }
         true
     }
@@ -752,30 +777,45 @@ impl<'a> World<'a> {
         if !self.reaches_store(r) || !self.pay(r, key) {
             return;
         }
-        let reader = KeyClaim {
-            owner: Owner::none(),
-            ..claim.clone()
-        };
-        let call = self.replicas[r].member.claim(&reader, None);
-        match ClaimAnswer::read(self.run_script(&call)).unwrap().state {
-            SharedState::Done(Created { flow_id, .. }) => {
+        let call = self.replicas[r].member.claim(&claim, None);
+        let state = StateAnswer::read(self.run_script(&call)).unwrap().state;
+        match state.end_of(&self.unknown(key, &claim)) {
+            Some(Resolution::CreatedElsewhere(Created { flow_id, .. })) => {
                 self.set(r, key, Local::Done(claim, flow_id.parse().unwrap()));
-            }
-            SharedState::Unknown(record) => {
-                let owner = record.owner;
-                let ends_ms = self.now_ms().saturating_add_signed(record.until_ms);
-                let claim = KeyClaim { owner, ..claim };
-                let until_ms = until_ms.max(ends_ms);
-                self.replicas[r]
-                    .calls
-                    .insert(key, Local::Unknown(claim.clone(), until_ms));
-                self.look_at_cams(r, key, claim, until_ms);
+                return;
             }
             // Another replica has resolved it, in the epoch in which this one has published it.
-            SharedState::Absent => self.forget(r, key, "was absent"),
-            // A failover may have brought an earlier state back.
-            SharedState::Claimed | SharedState::Open | SharedState::Gated => {}
-            SharedState::Mine | SharedState::Mismatch => panic!("it was only read"),
+            Some(_) => {
+                self.forget(r, key, "has ended");
+                return;
+            }
+            None => {}
+        }
+        if let SharedState::Unknown(record) = state {
+            let ends_ms = self.now_ms().saturating_add_signed(record.until_ms);
+            let until_ms = until_ms.max(ends_ms);
+            self.replicas[r]
+                .calls
+                .insert(key, Local::Unknown(claim.clone(), until_ms));
+            self.look_at_cams(r, key, claim, until_ms);
+        }
+    }
+
+    /// The unknown outcome of a call.
+    fn unknown(&self, key: usize, claim: &KeyClaim) -> UnknownOutcome {
+        let order = Order {
+            request_id: claim.id.call.clone(),
+            ..self.order(key)
+        };
+        UnknownOutcome {
+            reason: "the test lost it".into(),
+            request_id: None,
+            order: Arc::new(order),
+            attempt: None,
+            at: SystemTime::UNIX_EPOCH,
+            ended: self.start,
+            stamped_until: self.start,
+            search: Search::Active,
         }
     }
 
@@ -793,8 +833,10 @@ impl<'a> World<'a> {
             let call = member.take_flow(name(key), &order, &flow.to_string(), LearnedBy::Look);
             let taken = TakeAnswer::read(self.run_script(&call)).unwrap().taken;
             self.note(format_args!("r{r} key {key} finds {flow}: {taken:?}"));
-            if taken == Taken::Mine {
-                self.done(r, key, claim.clone(), flow);
+            if taken == Taken::Mine
+                && self.resolve(r, &claim, SharedEnd::Found(created(flow))) == Settled::Yes
+            {
+                self.learned(r, key, claim.clone(), flow);
             }
         }
         if !listed.is_empty() {
@@ -805,26 +847,28 @@ impl<'a> World<'a> {
             return;
         }
         let end = if self.fault.settles_at_once {
-            SharedEnd::NotCreated
+            SharedEnd::SettledNotCreated
         } else {
             SharedEnd::Absent
         };
-        let now = self.now();
-        let settlement = Settlement {
-            claim,
-            end,
-            signed_until: now,
-        };
-        let call = self.replicas[r].member.settle(&settlement, now);
-        if SettleAnswer::read(self.run_script(&call))
-            .unwrap()
-            .is_settled
-        {
+        if self.resolve(r, &claim, end) == Settled::Yes {
             if let Some(journal) = &mut self.replicas[r].journal {
                 journal.remove(&key);
             }
             self.forget(r, key, "absent");
         }
+    }
+
+    /// Ends the unknown outcome of the call of this claim.
+    fn resolve(&self, r: usize, claim: &KeyClaim, end: SharedEnd) -> Settled {
+        let now = self.now();
+        let resolution = Settlement {
+            claim: claim.clone(),
+            end,
+            signed_until: now,
+        };
+        let call = self.replicas[r].member.settle(&resolution, now);
+        SettleAnswer::read(self.run_script(&call)).unwrap().settled
     }
 
     /// CAMS executes or refuses an attempt, unless its signature is too old.
@@ -899,18 +943,35 @@ impl<'a> World<'a> {
 
     fn restart(&mut self, r: usize) {
         self.note(format_args!("r{r} restarts"));
+        self.replicas[r] = self.successor(r);
+    }
+
+    /// A later process reads the journal of one that still runs.
+    fn overlap(&mut self, r: usize) {
+        if self.replicas.len() < 4 && self.replicas[r].is_alive {
+            self.note(format_args!("a later process begins beside r{r}"));
+            let successor = self.successor(r);
+            self.replicas.push(successor);
+        }
+    }
+
+    /// A process that knows what the journal of this one has.
+    fn successor(&self, r: usize) -> Replica {
         let before = &self.replicas[r];
         let mut replica = Replica::new(format!("{}'", before.name), false);
         replica.journal = before.journal.clone();
         for (key, line) in before.journal.iter().flatten() {
-            let claim = self.claim_of(*key, Owner::none());
             let local = match line {
-                Journaled::Sent(at_ms) => Local::Unknown(claim, *at_ms),
-                Journaled::Done(flow) => Local::Done(claim, *flow),
+                Journaled::Sent(call, at_ms) => {
+                    Local::Unknown(self.claim_of(*key, ClaimId::of_call(call)), *at_ms)
+                }
+                Journaled::Done(flow) => {
+                    Local::Done(self.claim_of(*key, ClaimId::of_call("")), *flow)
+                }
             };
             replica.calls.insert(*key, local);
         }
-        self.replicas[r] = replica;
+        replica
     }
 
     /// A flush, or a failover to a server that lacks the last writes. Not if that loses what only a
@@ -1049,6 +1110,7 @@ impl Replica {
             last_beat_ms: 0,
             calls: BTreeMap::new(),
             owed: BTreeMap::new(),
+            lost_claims: BTreeMap::new(),
             journal: has_journal.then(BTreeMap::new),
         }
     }
@@ -1069,7 +1131,7 @@ impl Local {
     fn label(&self) -> String {
         match self {
             Self::Claiming(claim, reply) => {
-                format!("claiming as {}: {:?}", claim.owner.as_str(), reply.0)
+                format!("claiming as {}: {:?}", claim.id, reply.0)
             }
             Self::Claimed(_) => "claimed".to_owned(),
             Self::Signed(..) => "signed".to_owned(),

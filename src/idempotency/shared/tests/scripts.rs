@@ -1,6 +1,7 @@
 //! Each script for itself, in simulated time.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -9,7 +10,7 @@ use super::super::protocol::BeatAnswer;
 use super::super::*;
 use super::fake_redis::FakeRedis;
 use crate::idempotency::fingerprint::Fingerprint;
-use crate::idempotency::record::{Created, FlowDescription, Order, OrderKind};
+use crate::idempotency::record::{Created, FlowDescription, Order, OrderKind, Resolution, Search};
 use crate::primitives::id::{AccountId, ClientId};
 
 const HOLD: Duration = Duration::from_secs(30);
@@ -60,8 +61,17 @@ pub(super) fn created(flow: u64) -> Created {
     }
 }
 
-fn claim_of(member: &mut Member) -> KeyClaim {
-    KeyClaim::of(name(1), &order(1), member.new_owner())
+/// The first claim of another call of the key.
+fn claim() -> KeyClaim {
+    claim_of(1)
+}
+
+/// The same of the key with this number.
+pub(super) fn claim_of(number: usize) -> KeyClaim {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let call = format!("call-{}", CALLS.fetch_add(1, Ordering::Relaxed));
+    let id = ClaimId::of_call(&call).next();
+    KeyClaim::of(name(number), &order(number), id)
 }
 
 // === impl Harness ===
@@ -119,7 +129,7 @@ impl Harness {
 
     fn claim(&mut self, name: &str, claim: &KeyClaim) -> SharedState {
         let call = self.member(name).claim(claim, Some(HOLD));
-        ClaimAnswer::read(self.redis.run(&call)).unwrap().state
+        StateAnswer::read(self.redis.run(&call)).unwrap().state
     }
 
     fn mark(&mut self, name: &str, claim: &KeyClaim) -> bool {
@@ -129,15 +139,41 @@ impl Harness {
     }
 
     fn settle(&mut self, claim: &KeyClaim, end: SharedEnd) -> bool {
+        self.settled(claim, end) == Settled::Yes
+    }
+
+    fn settled(&mut self, claim: &KeyClaim, end: SharedEnd) -> Settled {
         let settlement = Settlement {
             claim: claim.clone(),
             end,
             signed_until: self.now(),
         };
         let call = self.a.settle(&settlement, self.now());
-        SettleAnswer::read(self.redis.run(&call))
-            .unwrap()
-            .is_settled
+        SettleAnswer::read(self.redis.run(&call)).unwrap().settled
+    }
+
+    /// Publishes an attempt that may be under way, or an unknown outcome.
+    fn publish(&mut self, claim: &KeyClaim, end: Option<SharedEnd>) {
+        let published = Published {
+            claim: claim.clone(),
+            end,
+            signed_until: self.now(),
+            lifetime: KEEP_OPEN,
+        };
+        let call = self.b.publish(&[published], self.now());
+        self.redis.run(&call);
+    }
+
+    /// What the store has of a key that a call of it has claimed or sent.
+    fn read(&mut self) -> SharedState {
+        let call = self.a.claim(&claim(), None);
+        StateAnswer::read(self.redis.run(&call)).unwrap().state
+    }
+
+    /// Whether the outcome of exactly these calls is unknown.
+    fn is_unknown(&mut self, claims: &[&KeyClaim]) -> bool {
+        let calls = claims.iter().map(|claim| &claim.id.call);
+        matches!(self.read(), SharedState::Unknown(record) if record.calls.iter().eq(calls))
     }
 }
 
@@ -159,21 +195,21 @@ fn a_clock_of_the_server_that_is_set_back_stops_no_key_for_longer_than_a_new_epo
             harness.pass(LEAST_AGE);
         }
         harness.join();
-        let known = claim_of(&mut harness.a);
+        let known = claim();
         harness.claim("a", &known);
         harness.redis.server().now_ms -= back * 1000;
         harness.start += Duration::from_secs(back);
         // The other one has died.
         harness.beat("b", Op::Beat);
         if is_young {
-            let early = KeyClaim::of(name(3), &order(3), harness.b.new_owner());
+            let early = claim_of(3);
             let state = harness.claim("b", &early);
             assert_eq!(state, SharedState::Gated, "{back} s");
         }
         harness.pass(LEAST_AGE);
         harness.beat("b", Op::Beat);
         assert!(harness.mark("a", &known), "{back} s: a claim stays");
-        let other = KeyClaim::of(name(2), &order(2), harness.b.new_owner());
+        let other = claim_of(2);
         let state = harness.claim("b", &other);
         assert!(matches!(state, SharedState::Mine), "{back} s: {state:?}");
         // A member that has died is forgotten after its lease, not after the step.
@@ -187,7 +223,7 @@ fn a_clock_of_the_server_that_is_set_back_stops_no_key_for_longer_than_a_new_epo
 #[test]
 fn a_flow_belongs_to_one_key_of_all_replicas() {
     let mut harness = Harness::new();
-    let a = claim_of(&mut harness.a);
+    let a = claim();
     harness.claim("a", &a);
     harness.mark("a", &a);
     let take = |harness: &mut Harness, number, flow: &str, by| {
@@ -210,13 +246,41 @@ fn a_flow_belongs_to_one_key_of_all_replicas() {
 }
 
 #[test]
+fn the_flow_of_a_call_without_a_key_is_its_own_at_all_processes() {
+    let mut harness = Harness::new();
+    let of_call = |request_id: &str| Order {
+        kind: OrderKind::Equal,
+        request_id: request_id.into(),
+        ..order(1)
+    };
+    let take = |harness: &mut Harness, request_id: &str, flow: &str, by| {
+        let mut taken = Vec::new();
+        for member in [&harness.a, &harness.b] {
+            // Equal orders have one record name.
+            let call = member.take_flow(name(1), &of_call(request_id), flow, by);
+            taken.push(TakeAnswer::read(harness.redis.run(&call)).unwrap().taken);
+        }
+        assert_eq!(taken[0], taken[1]);
+        taken.remove(0)
+    };
+    let [look, word] = [LearnedBy::Look, LearnedBy::Word];
+    for (flow, learned) in [("7", look), ("8", LearnedBy::Answer)] {
+        assert_eq!(take(&mut harness, "R-1", flow, learned), Taken::Mine);
+        assert_eq!(take(&mut harness, "R-1", flow, look), Taken::Mine);
+        assert_eq!(take(&mut harness, "R-1", flow, word), Taken::Mine);
+        assert_eq!(take(&mut harness, "R-2", flow, look), Taken::Owned);
+        assert_eq!(take(&mut harness, "R-2", flow, word), Taken::Owned);
+    }
+}
+
+#[test]
 fn calls_that_have_created_nothing_do_not_keep_a_flow_from_another() {
     let mut harness = Harness::new();
-    for end in [SharedEnd::Released, SharedEnd::NotCreated] {
-        let a = claim_of(&mut harness.a);
+    for end in [SharedEnd::Released, SharedEnd::SettledNotCreated] {
+        let a = claim();
         harness.claim("a", &a);
         harness.mark("a", &a);
-        if end == SharedEnd::NotCreated {
+        if end == SharedEnd::SettledNotCreated {
             harness.settle(&a, SharedEnd::Unknown { request_id: None });
         }
         assert!(harness.settle(&a, end));
@@ -242,12 +306,12 @@ fn a_flow_is_not_taken_while_a_replica_may_know_its_owner() {
 #[test]
 fn a_key_is_claimed_marked_and_done_for_all_replicas() {
     let mut harness = Harness::new();
-    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    let [a, b] = [claim(), claim()];
     assert_eq!(harness.claim("a", &a), SharedState::Mine);
     assert_eq!(harness.claim("a", &a), SharedState::Mine, "once more");
-    assert_eq!(harness.claim("b", &b), SharedState::Claimed);
+    assert!(matches!(harness.claim("b", &b), SharedState::Claimed(_)));
     assert!(!harness.mark("b", &b) && harness.mark("a", &a));
-    assert_eq!(harness.claim("b", &b), SharedState::Open);
+    assert!(matches!(harness.claim("b", &b), SharedState::Open(_)));
     assert!(harness.settle(&a, SharedEnd::Done(created(7))));
     assert_eq!(harness.claim("b", &b), SharedState::Done(created(7)));
     assert!(!harness.mark("a", &a), "it has ended");
@@ -260,10 +324,10 @@ fn a_key_is_claimed_marked_and_done_for_all_replicas() {
 #[test]
 fn another_order_is_a_mismatch_in_every_state() {
     let mut harness = Harness::new();
-    let a = claim_of(&mut harness.a);
+    let a = claim();
     let other = KeyClaim {
         print: print(2),
-        ..claim_of(&mut harness.b)
+        ..claim()
     };
     harness.claim("a", &a);
     assert_eq!(harness.claim("b", &other), SharedState::Mismatch);
@@ -276,7 +340,7 @@ fn another_order_is_a_mismatch_in_every_state() {
 #[test]
 fn a_claim_lapses_and_cannot_be_marked_then() {
     let mut harness = Harness::new();
-    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    let [a, b] = [claim(), claim()];
     harness.claim("a", &a);
     harness.pass(HOLD + Duration::from_secs(10));
     assert!(!harness.mark("a", &a));
@@ -288,10 +352,10 @@ fn a_claim_lapses_and_cannot_be_marked_then() {
 #[test]
 fn only_its_owner_releases_a_claim() {
     let mut harness = Harness::new();
-    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    let [a, b] = [claim(), claim()];
     harness.claim("a", &a);
     assert!(!harness.settle(&b, SharedEnd::Released));
-    assert_eq!(harness.claim("b", &b), SharedState::Claimed);
+    assert!(matches!(harness.claim("b", &b), SharedState::Claimed(_)));
     assert!(harness.settle(&a, SharedEnd::Released));
     assert_eq!(harness.claim("b", &b), SharedState::Mine);
 }
@@ -299,16 +363,17 @@ fn only_its_owner_releases_a_claim() {
 #[test]
 fn an_open_record_of_a_dead_owner_is_unknown_and_absent_only_after_it_has_settled() {
     let mut harness = Harness::new();
-    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    let [a, b] = [claim(), claim()];
     harness.claim("a", &a);
     harness.mark("a", &a);
     harness.pass(HOLD + TIMES.answer_timeout + Duration::from_secs(30));
-    assert_eq!(harness.claim("b", &b), SharedState::Open);
+    assert!(matches!(harness.claim("b", &b), SharedState::Open(_)));
     harness.pass(Duration::from_millis(1));
     let SharedState::Unknown(record) = harness.claim("b", &b) else {
         panic!("it is unknown")
     };
-    assert_eq!((&record.owner, record.until_ms), (&a.owner, -40_001));
+    assert!(record.is_of(&a.id.call) && record.calls.len() == 1);
+    assert_eq!(record.until_ms, -40_001);
     harness.pass(TIMES.settle - Duration::from_millis(40_002));
     assert!(!harness.settle(&a, SharedEnd::Absent));
     harness.pass(Duration::from_millis(1));
@@ -322,7 +387,7 @@ fn an_open_record_of_a_dead_owner_is_unknown_and_absent_only_after_it_has_settle
 fn of_two_words_on_an_unknown_outcome_the_first_holds() {
     let word = || SharedEnd::SettledCreated(created(7));
     let unknown = |harness: &mut Harness| {
-        let claim = claim_of(&mut harness.a);
+        let claim = claim();
         assert_eq!(harness.claim("a", &claim), SharedState::Mine);
         assert!(harness.mark("a", &claim));
         assert!(!harness.settle(&claim, word()), "it is under way");
@@ -333,16 +398,17 @@ fn of_two_words_on_an_unknown_outcome_the_first_holds() {
     let a = unknown(&mut harness);
     assert!(harness.settle(&a, word()));
     assert!(!harness.settle(&a, SharedEnd::SettledCreated(created(8))));
-    assert!(!harness.settle(&a, SharedEnd::NotCreated));
-    let b = claim_of(&mut harness.b);
+    assert!(!harness.settle(&a, SharedEnd::SettledNotCreated));
+    let b = claim();
     assert_eq!(harness.claim("b", &b), SharedState::Done(created(7)));
 
     let mut harness = Harness::new();
     let a = unknown(&mut harness);
-    assert!(harness.settle(&a, SharedEnd::NotCreated));
+    assert!(harness.settle(&a, SharedEnd::SettledNotCreated));
     assert!(!harness.settle(&a, word()), "it has ended");
-    assert!(harness.settle(&a, SharedEnd::NotCreated), "the same word");
-    let b = claim_of(&mut harness.b);
+    let again = harness.settled(&a, SharedEnd::SettledNotCreated);
+    assert_eq!(again, Settled::Kept(SharedState::Absent), "the same word");
+    let b = claim();
     assert_eq!(harness.claim("b", &b), SharedState::Mine);
     assert!(!harness.settle(&a, word()), "another call is under way");
     assert!(harness.mark("b", &b));
@@ -354,8 +420,8 @@ fn of_two_words_on_an_unknown_outcome_the_first_holds() {
 #[test]
 fn a_word_does_not_give_the_flow_of_another_call() {
     let mut harness = Harness::new();
-    let a = claim_of(&mut harness.a);
-    let other = KeyClaim::of(name(2), &order(2), harness.b.new_owner());
+    let a = claim();
+    let other = claim_of(2);
     for (replica, claim) in [("a", &a), ("b", &other)] {
         harness.claim(replica, claim);
         harness.mark(replica, claim);
@@ -363,7 +429,7 @@ fn a_word_does_not_give_the_flow_of_another_call() {
     }
     let word = || SharedEnd::SettledCreated(created(7));
     assert!(harness.settle(&other, word()));
-    assert!(!harness.settle(&a, word()));
+    assert_eq!(harness.settled(&a, word()), Settled::FlowOfAnother);
     let found = harness.claim("a", &a);
     assert!(matches!(found, SharedState::Unknown(_)), "{found:?}");
     assert!(harness.settle(&a, SharedEnd::SettledCreated(created(8))));
@@ -372,7 +438,7 @@ fn a_word_does_not_give_the_flow_of_another_call() {
 #[test]
 fn the_stronger_state_wins_a_publication() {
     let mut harness = Harness::new();
-    let a = claim_of(&mut harness.a);
+    let a = claim();
     let publish = |harness: &mut Harness, end: Option<SharedEnd>| {
         let published = Published {
             claim: a.clone(),
@@ -392,36 +458,279 @@ fn the_stronger_state_wins_a_publication() {
         states += &publish(&mut harness, end);
     }
     assert_eq!(states, "ouuddd");
+    publish(&mut harness, Some(SharedEnd::Done(created(8))));
+    assert_eq!(harness.read(), SharedState::Done(created(7)));
 }
 
 #[test]
-fn two_calls_in_flight_of_one_key_are_unknown_together() {
+fn a_publication_shortens_no_time_in_which_cams_may_execute_the_call() {
+    for (signed_for, until) in [(Duration::ZERO, HOLD), (2 * HOLD, 2 * HOLD)] {
+        let mut harness = Harness::new();
+        let a = claim();
+        harness.claim("a", &a);
+        harness.mark("a", &a);
+        let published = Published {
+            claim: a.clone(),
+            end: Some(SharedEnd::Unknown { request_id: None }),
+            signed_until: harness.now() + signed_for,
+            lifetime: KEEP_OPEN,
+        };
+        let call = harness.b.publish(&[published], harness.now());
+        harness.redis.run(&call);
+        let SharedState::Unknown(record) = harness.read() else {
+            panic!("it is unknown")
+        };
+        let until_ms = Duration::from_millis(record.until_ms.unsigned_abs());
+        assert!(
+            until_ms.abs_diff(until) <= Duration::from_millis(1),
+            "{until_ms:?}"
+        );
+    }
+}
+
+#[test]
+fn a_publication_replaces_a_claim_of_which_nothing_was_sent() {
     let mut harness = Harness::new();
-    let [a, b] = [claim_of(&mut harness.a), claim_of(&mut harness.b)];
+    let [a, b] = [claim(), claim()];
+    harness.claim("a", &a);
+    harness.publish(&b, None);
+    assert!(!harness.mark("a", &a));
+    assert!(harness.settle(&b, SharedEnd::Released));
+    assert_eq!(harness.read(), SharedState::Absent);
+}
+
+#[test]
+fn a_call_that_is_published_while_it_is_open_goes_on() {
+    let mut harness = Harness::new();
+    let a = claim();
     harness.claim("a", &a);
     harness.mark("a", &a);
-    // A failover has lost the claim of `b`, and has brought back that of `a`.
-    let published = Published {
-        claim: b.clone(),
-        end: None,
-        signed_until: harness.now(),
-        lifetime: KEEP_OPEN,
+    harness.publish(&a, None);
+    assert!(harness.mark("a", &a));
+    // CAMS has throttled it, and it has claimed its key again in the lost writes.
+    let again = KeyClaim {
+        id: a.id.next(),
+        ..a.clone()
     };
-    let call = harness.b.publish(&[published], harness.now());
-    harness.redis.run(&call);
+    harness.publish(&again, None);
+    // The end of the earlier claim comes late.
+    assert!(!harness.settle(&a, SharedEnd::Released));
+    assert!(matches!(harness.read(), SharedState::Open(_)));
+    assert!(harness.settle(&again, SharedEnd::Released));
+    assert_eq!(harness.read(), SharedState::Absent);
+}
+
+#[test]
+fn a_finished_key_is_not_released_and_a_word_of_another_order_is_a_mismatch() {
+    let mut harness = Harness::new();
+    let a = claim();
+    harness.claim("a", &a);
+    harness.mark("a", &a);
+    let stranger = KeyClaim {
+        print: print(2),
+        ..claim()
+    };
+    let word = harness.settled(&stranger, SharedEnd::SettledNotCreated);
+    assert_eq!(word, Settled::Kept(SharedState::Mismatch));
+    assert!(harness.settle(&a, SharedEnd::Done(created(7))));
+    let released = harness.settled(&a, SharedEnd::Released);
+    assert_eq!(released, Settled::Kept(SharedState::Done(created(7))));
+}
+
+/// Two calls of one key: a failover has lost the claim of the second, and has brought back that of the first.
+fn two_calls(published: Option<SharedEnd>) -> (Harness, [KeyClaim; 2]) {
+    let mut harness = Harness::new();
+    let [a, b] = [claim(), claim()];
+    harness.claim("a", &a);
+    harness.mark("a", &a);
+    harness.publish(&b, published);
     assert!(!harness.mark("a", &a) && !harness.mark("b", &b));
-    let SharedState::Unknown(record) = harness.claim("b", &b) else {
-        panic!("it is unknown")
-    };
-    for claim in [&a, &b] {
-        assert!(record.may_be_of(Some(&claim.owner)));
+    assert!(harness.is_unknown(&[&a, &b]));
+    (harness, [a, b])
+}
+
+#[test]
+fn two_calls_of_one_key_are_unknown_together_until_both_have_ended() {
+    let unknown = || SharedEnd::Unknown { request_id: None };
+    for published in [None, Some(unknown())] {
+        // A word is about one call; the key is free when both have created nothing.
+        let (mut harness, [a, b]) = two_calls(published.clone());
+        assert!(harness.settle(&a, SharedEnd::SettledNotCreated));
+        assert!(harness.is_unknown(&[&b]));
+        let again = harness.settled(&a, SharedEnd::SettledCreated(created(7)));
+        assert!(matches!(again, Settled::Kept(SharedState::Unknown(_))));
+        assert!(harness.settle(&b, SharedEnd::SettledNotCreated));
+        assert_eq!(harness.read(), SharedState::Absent);
+        // CAMS has refused one, and has created the flow of the other.
+        let (mut harness, [a, b]) = two_calls(published);
+        assert!(harness.settle(&a, SharedEnd::Released));
+        assert!(harness.settle(&b, unknown()));
+        assert!(harness.is_unknown(&[&b]));
+        assert!(harness.settle(&b, SharedEnd::SettledCreated(created(7))));
+        assert!(!harness.settle(&a, SharedEnd::Done(created(8))));
+        assert_eq!(harness.read(), SharedState::Done(created(7)));
     }
+    // What looks have found is about one call, too: the other may have another flow name.
+    let (mut harness, [a, b]) = two_calls(None);
+    harness.pass(HOLD + TIMES.settle);
+    assert!(harness.settle(&a, SharedEnd::Absent));
+    assert!(harness.is_unknown(&[&b]));
+    assert!(harness.settle(&b, SharedEnd::Absent));
+    assert_eq!(harness.read(), SharedState::Absent);
+}
+
+#[test]
+fn a_call_that_another_process_knows_by_the_journal_is_one_call() {
+    let mut harness = Harness::new();
+    let a = claim();
+    harness.claim("a", &a);
+    harness.mark("a", &a);
+    let journaled = KeyClaim {
+        id: ClaimId::of_call(&a.id.call),
+        ..a.clone()
+    };
+    let unknown = Some(SharedEnd::Unknown { request_id: None });
+    harness.publish(&journaled, unknown);
+    assert!(harness.is_unknown(&[&a]));
+    // CAMS has refused it: it claims its key again.
+    assert!(!harness.mark("a", &a));
+    assert!(harness.settle(&a, SharedEnd::Released));
+    let again = KeyClaim {
+        id: a.id.next(),
+        ..a.clone()
+    };
+    assert_eq!(harness.claim("a", &again), SharedState::Mine);
+    assert!(harness.mark("a", &again));
+    // The end of the earlier claim comes late.
+    assert!(!harness.settle(&a, SharedEnd::Released));
+    assert!(matches!(harness.read(), SharedState::Open(_)));
+}
+
+#[test]
+fn calls_of_two_orders_under_one_key_end_each_for_itself() {
+    let (mut harness, [a, b]) = {
+        let mut harness = Harness::new();
+        let [a, b] = [claim(), claim()];
+        let b = KeyClaim {
+            print: print(2),
+            ..b
+        };
+        harness.claim("a", &a);
+        harness.mark("a", &a);
+        harness.publish(&b, Some(SharedEnd::Unknown { request_id: None }));
+        (harness, [a, b])
+    };
+    // Each sees its own call, whatever the record's order is; another call of the second order does not.
+    for (own, other) in [(&a, &b), (&b, &a)] {
+        let call = harness.a.claim(own, None);
+        let seen = StateAnswer::read(harness.redis.run(&call)).unwrap().state;
+        assert!(
+            matches!(&seen, SharedState::Unknown(record) if record.is_of(&other.id.call)),
+            "{seen:?}"
+        );
+    }
+    let stranger = KeyClaim {
+        id: claim().id,
+        ..b.clone()
+    };
+    assert_eq!(harness.claim("b", &stranger), SharedState::Mismatch);
+    assert!(harness.settle(&b, SharedEnd::SettledNotCreated));
+    assert!(harness.is_unknown(&[&a]));
+    assert!(harness.settle(&a, SharedEnd::SettledNotCreated));
+    assert_eq!(harness.read(), SharedState::Absent);
+}
+
+#[test]
+fn an_unknown_outcome_joins_the_call_that_a_failover_has_brought_back() {
+    let mut harness = Harness::new();
+    let [a, b] = [claim(), claim()];
+    harness.claim("b", &b);
+    harness.mark("b", &b);
+    assert!(harness.settle(&a, SharedEnd::Unknown { request_id: None }));
+    assert!(harness.is_unknown(&[&b, &a]));
+    // A claim that was brought back has sent nothing.
+    let mut harness = Harness::new();
+    harness.claim("b", &b);
+    assert!(harness.settle(&a, SharedEnd::Unknown { request_id: None }));
+    assert!(harness.is_unknown(&[&a]) && !harness.mark("b", &b));
+}
+
+#[test]
+fn a_claim_that_a_failover_has_brought_back_is_lost() {
+    let mut harness = Harness::new();
+    let a = claim();
+    harness.claim("a", &a);
+    // Another server has the claim, and may have lost what came after it.
+    let now = harness.now();
+    let greeting = harness.a.beat(Op::Greet, "other", now);
+    harness.redis.run(&greeting);
+    assert!(!harness.mark("a", &a));
+    assert!(matches!(harness.claim("a", &a), SharedState::Claimed(_)));
+}
+
+#[test]
+fn a_resolution_waits_until_all_replicas_have_published() {
+    let mut harness = Harness::new();
+    let a = claim();
+    harness.redis.server().data = Default::default();
+    for _ in 0..2 {
+        let epoch = harness.beat("a", Op::Beat);
+        harness.a.published(&epoch);
+    }
+    // `b` may know the call, or whose the flow is.
+    let gated = Settled::Kept(SharedState::Gated);
+    assert_eq!(harness.settled(&a, SharedEnd::SettledNotCreated), gated);
+    harness.publish(&a, Some(SharedEnd::Unknown { request_id: None }));
+    let word = SharedEnd::SettledCreated(created(7));
+    assert_eq!(harness.settled(&a, word.clone()), gated);
+    harness.join();
+    harness.pass(LEAST_AGE);
+    harness.join();
+    assert!(harness.settle(&a, word));
+}
+
+#[test]
+fn a_flow_that_cams_shows_is_recorded_although_the_key_was_free() {
+    let mut harness = Harness::new();
+    let a = claim();
+    let word = harness.settled(&a, SharedEnd::SettledCreated(created(7)));
+    assert_eq!(word, Settled::Kept(SharedState::Absent));
+    assert!(harness.settle(&a, SharedEnd::Found(created(7))));
+    assert_eq!(harness.read(), SharedState::Done(created(7)));
+}
+
+#[test]
+fn to_a_replica_that_has_not_published_only_a_flow_is_certain() {
+    let mut harness = Harness::new();
+    let [a, b] = [claim(), claim()];
+    let other = KeyClaim {
+        print: print(2),
+        ..claim()
+    };
+    harness.claim("a", &a);
+    harness.mark("a", &a);
+    harness.a.unpublish();
+    assert_eq!(harness.read(), SharedState::Gated);
+    let call = harness.a.claim(&other, None);
+    let of_other = StateAnswer::read(harness.redis.run(&call)).unwrap().state;
+    assert_eq!(of_other, SharedState::Gated, "it may be an earlier order");
+    for end in [
+        SharedEnd::Absent,
+        SharedEnd::Found(created(7)),
+        SharedEnd::SettledNotCreated,
+        SharedEnd::SettledCreated(created(7)),
+    ] {
+        let kept = harness.settled(&b, end);
+        assert_eq!(kept, Settled::Kept(SharedState::Gated));
+    }
+    assert!(harness.settle(&a, SharedEnd::Done(created(7))));
+    assert_eq!(harness.read(), SharedState::Done(created(7)));
 }
 
 #[test]
 fn after_a_flush_a_key_is_free_only_when_all_have_published() {
     let mut harness = Harness::new();
-    let b = claim_of(&mut harness.b);
+    let b = claim();
     harness.join();
     harness.redis.server().data = Default::default();
     assert_eq!(harness.claim("b", &b), SharedState::Gated);
@@ -441,7 +750,7 @@ fn after_a_flush_a_key_is_free_only_when_all_have_published() {
 #[test]
 fn a_replica_that_is_cut_off_keeps_keys_from_being_claimed_until_its_lease_ends() {
     let mut harness = Harness::new();
-    let b = claim_of(&mut harness.b);
+    let b = claim();
     harness.join();
     harness.redis.server().data = Default::default();
     for _ in 0..2 {
@@ -457,7 +766,7 @@ fn a_replica_that_is_cut_off_keeps_keys_from_being_claimed_until_its_lease_ends(
 #[test]
 fn a_silent_replica_is_waited_for_also_if_a_failover_brings_an_old_list_back() {
     let mut harness = Harness::new();
-    let b = claim_of(&mut harness.b);
+    let b = claim();
     let replicated = harness.redis.server().data.clone();
     harness.pass(LEASE + LEASE);
     harness.join();
@@ -492,11 +801,60 @@ fn another_server_is_a_new_epoch_for_the_first_that_greets_it() {
 #[test]
 fn a_mark_of_an_earlier_epoch_is_not_in_force() {
     let mut harness = Harness::new();
-    let a = claim_of(&mut harness.a);
+    let a = claim();
     harness.claim("a", &a);
     let call = harness.a.mark(&a, HOLD);
     let late = MarkAnswer::read(harness.redis.run(&call)).unwrap();
     harness.redis.server().data = Default::default();
     harness.beat("a", Op::Beat);
     assert!(late.is_open && !harness.a.is_marked(&late));
+}
+
+#[test]
+fn the_store_ends_an_unknown_outcome_only_if_its_record_is_not_about_the_call() {
+    let own = claim();
+    let order = Arc::new(Order {
+        request_id: own.id.call.clone(),
+        ..order(1)
+    });
+    let outcome = UnknownOutcome {
+        reason: "the test lost it".into(),
+        request_id: None,
+        order,
+        attempt: None,
+        at: SystemTime::UNIX_EPOCH,
+        ended: Instant::now(),
+        stamped_until: Instant::now(),
+        search: Search::None,
+    };
+    let record = |calls: &[&str]| SharedRecord {
+        calls: calls.iter().map(|call| (*call).into()).collect(),
+        request_id: None,
+        until_ms: 0,
+    };
+    let states = [
+        SharedState::Claimed,
+        SharedState::Open,
+        SharedState::Unknown,
+    ];
+    for state in states {
+        for (calls, end) in [
+            (record(&[&own.id.call]), None),
+            (record(&["other", &own.id.call]), None),
+            (record(&["other"]), Some(Resolution::Absent)),
+        ] {
+            assert_eq!(state(calls).end_of(&outcome), end);
+        }
+    }
+    for (state, end) in [
+        (SharedState::Absent, Some(Resolution::Absent)),
+        (SharedState::Mismatch, Some(Resolution::Absent)),
+        (SharedState::Gated, None),
+        (
+            SharedState::Done(created(7)),
+            Some(Resolution::CreatedElsewhere(created(7))),
+        ),
+    ] {
+        assert_eq!(state.end_of(&outcome), end);
+    }
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::super::*;
-use super::scripts::{TIMES, created, name, order};
+use super::scripts::{TIMES, claim_of, created, name, order};
 use crate::config::{self, Topology};
+use crate::idempotency::record::Search;
 use crate::limiter::shared::probe::DealProbe;
 use crate::observe::metrics::Metrics;
 use crate::servers::{Cluster, Redis};
@@ -32,10 +33,6 @@ fn replica(
     shared
 }
 
-fn claim_of(shared: &SharedRecords, number: usize) -> KeyClaim {
-    KeyClaim::of(name(number), &order(number), shared.new_owner())
-}
-
 /// Claims the key, and waits until the store is up and the gate is open.
 async fn claim(shared: &SharedRecords, claim: &KeyClaim) -> SharedState {
     let give_up = Instant::now() + Duration::from_secs(60);
@@ -51,12 +48,14 @@ async fn claim(shared: &SharedRecords, claim: &KeyClaim) -> SharedState {
 
 async fn each_operation_once(topology: Topology, ports: &[u16]) {
     let [a, b] = ["a", "b"].map(|name| replica(topology.clone(), ports, name, Vec::new()));
-    let [of_a, of_b] = [claim_of(&a, 1), claim_of(&b, 1)];
+    let [of_a, of_b] = [claim_of(1), claim_of(1)];
     assert_eq!(claim(&a, &of_a).await, SharedState::Mine);
-    assert_eq!(claim(&b, &of_b).await, SharedState::Claimed);
+    let claimed = claim(&b, &of_b).await;
+    assert!(matches!(claimed, SharedState::Claimed(_)), "{claimed:?}");
     assert_eq!(b.mark(&of_b, HOLD).await, Ok(false));
     assert_eq!(a.mark(&of_a, HOLD).await, Ok(true));
-    assert_eq!(b.read(name(1), &order(1)).await, Ok(SharedState::Open));
+    let open = b.read(name(1), &order(1)).await;
+    assert!(matches!(open, Ok(SharedState::Open(_))), "{open:?}");
     assert_eq!(b.read(name(1), &order(2)).await, Ok(SharedState::Mismatch));
     assert_eq!(b.read(name(2), &order(2)).await, Ok(SharedState::Absent));
     let look = LearnedBy::Look;
@@ -69,7 +68,7 @@ async fn each_operation_once(topology: Topology, ports: &[u16]) {
         end: SharedEnd::Done(created(7)),
         signed_until: Instant::now(),
     };
-    assert!(a.settle(settlement).await.unwrap().is_settled);
+    assert_eq!(a.settle(settlement).await, Ok(Settled::Yes));
     let done = SharedState::Done(created(7));
     assert_eq!(b.read(name(1), &order(1)).await, Ok(done.clone()));
     assert_eq!(b.claim(&of_b, HOLD).await, Ok(done));
@@ -105,7 +104,7 @@ async fn a_cluster_runs_each_operation() {
 #[tokio::test]
 async fn after_a_flush_a_replica_publishes_what_it_knows() {
     let redis = Redis::start().await;
-    let claimed = KeyClaim::of(name(1), &order(1), Owner::none());
+    let claimed = claim_of(1);
     let published = Published {
         claim: claimed,
         end: Some(SharedEnd::Done(created(7))),
@@ -113,18 +112,123 @@ async fn after_a_flush_a_replica_publishes_what_it_knows() {
         lifetime: TIMES.keep,
     };
     let many = (2..250).map(|number| Published {
-        claim: KeyClaim::of(name(number), &order(number), Owner::none()),
+        claim: claim_of(number),
         ..published.clone()
     });
     let records = many.chain([published.clone()]).collect();
     let a = replica(Topology::Single, &[redis.port], "a", records);
     let b = replica(Topology::Single, &[redis.port], "b", Vec::new());
-    let new = claim_of(&b, 1000);
+    let new = claim_of(1000);
     assert_eq!(claim(&b, &new).await, SharedState::Mine);
     redis.flush().await;
     assert_eq!(b.mark(&new, HOLD).await, Ok(false), "its claim is lost");
     let done = SharedState::Done(created(7));
-    assert_eq!(claim(&b, &claim_of(&b, 1)).await, done);
-    assert_eq!(claim(&b, &claim_of(&b, 249)).await, done);
+    assert_eq!(claim(&b, &claim_of(1)).await, done);
+    assert_eq!(claim(&b, &claim_of(249)).await, done);
     drop(a);
+}
+
+/// Loses a call of `a` whose unknown outcome, and then a word about it, the store could not be told.
+async fn lost_while_the_store_refuses(
+    redis: &Redis,
+    a: &SharedRecords,
+    number: usize,
+) -> Arc<UnknownOutcome> {
+    let of_a = claim_of(number);
+    assert_eq!(claim(a, &of_a).await, SharedState::Mine);
+    assert_eq!(a.mark(&of_a, HOLD).await, Ok(true));
+    let outcome = Arc::new(UnknownOutcome {
+        reason: "the test lost it".into(),
+        request_id: None,
+        order: Arc::new(Order {
+            request_id: of_a.id.call.clone(),
+            ..order(number)
+        }),
+        attempt: None,
+        at: std::time::SystemTime::now(),
+        ended: Instant::now(),
+        stamped_until: Instant::now(),
+        search: Search::None,
+    });
+    redis
+        .ask(&["ACL", "SETUSER", "default", "-set", "-del"])
+        .await;
+    let unknown = Settlement {
+        claim: of_a,
+        end: SharedEnd::Unknown { request_id: None },
+        signed_until: Instant::now(),
+    };
+    assert!(a.settle(unknown).await.is_err());
+    outcome
+}
+
+/// The store takes writes again.
+async fn accept_writes(redis: &Redis) {
+    redis
+        .ask(&["ACL", "SETUSER", "default", "+set", "+del"])
+        .await;
+}
+
+#[tokio::test]
+async fn a_word_that_the_store_does_not_take_is_forgotten_and_can_be_said_again() {
+    let redis = Redis::start().await;
+    let a = replica(Topology::Single, &[redis.port], "a", Vec::new());
+    let outcome = lost_while_the_store_refuses(&redis, &a, 1).await;
+    let word = SharedEnd::SettledNotCreated;
+    let said = a.resolve(name(1), &outcome, word.clone()).await;
+    assert!(said.is_err());
+    accept_writes(&redis).await;
+    // The end of the call itself is told.
+    let told = claim(&a, &claim_of(1)).await;
+    assert!(matches!(told, SharedState::Unknown(_)), "{told:?}");
+    let said = a.resolve(name(1), &outcome, word).await;
+    assert_eq!(said, Ok(Settled::Yes));
+    assert_eq!(claim(&a, &claim_of(1)).await, SharedState::Mine);
+}
+
+#[tokio::test]
+async fn a_word_follows_what_the_store_was_not_told_before() {
+    let redis = Redis::start().await;
+    let a = replica(Topology::Single, &[redis.port], "a", Vec::new());
+    let outcome = lost_while_the_store_refuses(&redis, &a, 1).await;
+    accept_writes(&redis).await;
+    let said = loop {
+        let said = a.resolve(name(1), &outcome, SharedEnd::SettledNotCreated);
+        match said.await {
+            Ok(settled) => break settled,
+            // The store is up again in some milliseconds.
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    assert_eq!(said, Settled::Yes);
+    assert_eq!(claim(&a, &claim_of(1)).await, SharedState::Mine);
+}
+
+#[tokio::test]
+async fn a_word_that_comes_too_early_is_not_told_later() {
+    let redis = Redis::start().await;
+    let a = replica(Topology::Single, &[redis.port], "a", Vec::new());
+    let outcome = lost_while_the_store_refuses(&redis, &a, 1).await;
+    accept_writes(&redis).await;
+    let told = claim(&a, &claim_of(1)).await;
+    assert!(matches!(told, SharedState::Unknown(_)), "{told:?}");
+    {
+        let _take_over = a.take_over();
+        let gated = a.resolve(name(1), &outcome, SharedEnd::SettledNotCreated);
+        assert_eq!(gated.await, Ok(Settled::Kept(SharedState::Gated)));
+    }
+    // Until the publication the word is too early.
+    let said = loop {
+        let found = claim(&a, &claim_of(1)).await;
+        assert!(matches!(found, SharedState::Unknown(_)), "{found:?}");
+        let said = a.resolve(name(1), &outcome, SharedEnd::SettledNotCreated);
+        match said.await {
+            Ok(Settled::Kept(SharedState::Gated)) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            said => break said,
+        }
+    };
+    assert_eq!(said, Ok(Settled::Yes));
+    assert_eq!(claim(&a, &claim_of(1)).await, SharedState::Mine);
 }

@@ -102,7 +102,7 @@ impl CarryTest {
 
     /// The names of the attempts that a later process finds.
     fn found(&self) -> Vec<String> {
-        let attempts: Vec<KeyedAttempt> = keyed(&self.path()).unwrap();
+        let attempts: Vec<KeyedAttempt> = keyed(&self.path(), false).unwrap().attempts;
         attempts.into_iter().map(|it| it.attempt).collect()
     }
 }
@@ -195,8 +195,9 @@ fn an_end_in_a_later_file_belongs_to_the_carried_line() {
     assert_eq!(test.carry(&open), open);
     let ends = done("a", Outcome::Ok, Some("1"), now) + &done("b", Outcome::Throttled, None, now);
     std::fs::write(test.path(), &ends).unwrap();
-    let open: Vec<_> = keyed(&test.path())
+    let open: Vec<_> = keyed(&test.path(), false)
         .unwrap()
+        .attempts
         .into_iter()
         .map(|it| it.end.map(|end| end.outcome))
         .collect();
@@ -324,4 +325,36 @@ fn files_that_a_larger_number_has_kept_are_dropped_oldest_first() {
     }
     assert_eq!(test.found().len(), 7);
     assert!(!older(&test.path(), 2).exists());
+}
+
+#[test]
+fn an_answer_after_the_conclusion_of_another_process_is_found_after_a_rotation() {
+    let test = CarryTest::new();
+    let text = test.keyed("a") + &resolved("a", ResolvedAs::Absent, None, test.now);
+    test.carry(&text);
+    std::fs::write(test.path(), done("a", Outcome::Ok, Some("9"), test.now)).unwrap();
+    let attempts = keyed(&test.path(), false).unwrap().attempts;
+    let known: Vec<_> = attempts.iter().map(KeyedAttempt::known).collect();
+    assert_eq!(known, [Known::Created]);
+}
+
+#[test]
+fn what_one_process_finds_ambiguous_does_not_replace_how_another_one_has_ended_it() {
+    let test = CarryTest::new();
+    let word = resolved("a", ResolvedAs::Settled, Some("9"), test.now);
+    let ambiguous = resolved("a", ResolvedAs::Ambiguous, None, test.now);
+    let text = test.keyed("a") + &word + &ambiguous;
+    let carried = test.keyed("a") + &word;
+    assert_eq!(test.carry(&text), carried);
+    std::fs::write(test.path(), &text).unwrap();
+    let attempts = keyed(&test.path(), false).unwrap().attempts;
+    let known: Vec<_> = attempts.iter().map(KeyedAttempt::known).collect();
+    assert!(known.iter().all(|known| *known == Known::Created));
+    let listed = read(&test.path(), true).unwrap();
+    assert!(listed.is_settled());
+    // A word ends what was ambiguous.
+    let text =
+        test.keyed("b") + &ambiguous.replace("\"a\"", "\"b\"") + &word.replace("\"a\"", "\"b\"");
+    std::fs::write(test.path(), &text).unwrap();
+    assert!(read(&test.path(), true).unwrap().is_settled());
 }
