@@ -44,6 +44,7 @@ mod journey;
 mod looks;
 mod looks_replicas;
 mod observe;
+mod operator;
 mod process_resources;
 mod prometheus;
 mod relayed_keys;

@@ -8,12 +8,12 @@ use tokio::net::TcpStream;
 
 use crate::caller::{self, Call, KEY, Reply, SECRET};
 use crate::harness::{self, Harness};
+use crate::operator::{OPERATOR, TOKEN, command, post};
 use crate::process::Process;
 
 /// Operator actions with the token `team-secret-1`.
 pub(crate) const ORDERS: &str =
     "[listen]\nadmin_token = { env = \"TEAM\" }\nadmin_actions = true\n";
-pub(crate) const TOKEN: &str = "Bearer team-secret-1";
 
 /// A client of `/events`, and its unread text.
 pub(crate) struct Stream(TcpStream, String);
@@ -61,39 +61,6 @@ async fn read(stream: &mut TcpStream, text: &mut String) -> usize {
     let read = stream.read_buf(&mut bytes).await.unwrap();
     text.push_str(std::str::from_utf8(&bytes).expect("snapshots here are ASCII"));
     read
-}
-
-/// Sends a POST with these headers.
-pub(crate) async fn post(
-    admin: SocketAddr,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: &str,
-) -> Reply {
-    let mut request = format!("POST {path} HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
-    for (name, value) in headers {
-        request.push_str(&format!("{name}: {value}\r\n"));
-    }
-    caller::exchange(admin, format!("{request}\r\n{body}").as_bytes())
-        .await
-        .unwrap()
-}
-
-/// Sends a valid operator action.
-async fn command(admin: SocketAddr, command: &str, body: &Value) -> Reply {
-    let host = admin.to_string();
-    let headers = [
-        ("host", &*host),
-        ("authorization", TOKEN),
-        ("content-type", "application/json"),
-    ];
-    post(
-        admin,
-        &format!("/lanes/{command}"),
-        &headers,
-        &body.to_string(),
-    )
-    .await
 }
 
 fn lane() -> Value {
@@ -524,11 +491,7 @@ async fn pause_resume_and_flush_work_and_are_logged_and_counted() {
     let sim = cams_sim::Sim::start(cams_sim::Settings::default().with_key(KEY, SECRET, "acme"))
         .await
         .unwrap();
-    let env = [
-        ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TEAM"),
-        ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true"),
-    ];
-    let gate = Process::with_env(&sim, "[queue]\nhold = \"90s\"\n", &env).await;
+    let gate = Process::with_env(&sim, "[queue]\nhold = \"90s\"\n", &OPERATOR).await;
     let paused = command(
         gate.admin,
         "pause",

@@ -11,9 +11,10 @@ use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::{self, Harness, Metrics};
 use crate::journal::written;
 use crate::keyed_calls::{self, is};
+use crate::operator::{TOKEN, post};
 use crate::process::Process;
 use crate::redis::Redis;
-use crate::status::{ORDERS, TOKEN, post};
+use crate::status::ORDERS;
 
 /// An endpoint without limits and with this fault.
 async fn endpoint(fault: &str) -> Running {
