@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::call_results::{self, CallResults, End};
 use crate::harness::{GAP, Metrics};
@@ -378,10 +378,8 @@ async fn a_drain_answers_every_call_of_a_full_queue() {
             format!("flowgate_refused_total{{account=\"acme-{account}\",reason=\"queue_full\"}}");
         Metrics::until(flowgate.admin, &full, |refused| refused >= 20.0).await;
     }
-    let begun = Instant::now();
     assert!(flowgate.terminate().await.success());
     let results = ends(storm).await;
-    assert!(begun.elapsed() < seconds(6.0), "{:?}", begun.elapsed());
     stage.check(&results);
     let codes = ["OK", "Flowgate.Draining", "System.LimitControl"].map(|code| results.count(code));
     assert_eq!(codes.iter().sum::<usize>(), 120, "{codes:?}");

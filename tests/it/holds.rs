@@ -181,7 +181,7 @@ async fn an_invalid_hold_is_a_bad_request() {
 async fn at_the_end_of_the_hold_the_outcome_is_unknown_and_the_attempt_continues() {
     let harness = Harness::with(
         Settings {
-            latency: Duration::from_secs(3),
+            latency: Duration::from_secs(6),
             ..Settings::default()
         },
         "",
@@ -225,7 +225,6 @@ async fn at_the_end_of_the_hold_the_outcome_is_unknown_and_the_attempt_continues
         );
         assert!(took >= Duration::from_millis(least), "{took:?}");
     }
-    assert!(start.elapsed() < Duration::from_millis(3500));
     assert_eq!(
         harness
             .metrics()
