@@ -152,6 +152,12 @@ fn summary(call: &CallView) -> String {
         client => format!(" of {client}"),
     };
     let attempts = match call.attempts {
+        0 if call.first_request_id.is_some() => {
+            "was not sent itself, because it repeats another call".to_owned()
+        }
+        0 if call.outcome == Outcome::Ok.label() => {
+            "was not sent itself, because an earlier call of its order was executed".to_owned()
+        }
         0 => "was not sent".to_owned(),
         1 => "was sent once".to_owned(),
         attempts => format!("was sent {attempts} times"),
@@ -266,7 +272,8 @@ fn why(details: &CallDetails) -> Vec<String> {
     } = details;
     let mut why = Vec::new();
     if let Some(arrival) = arrival {
-        why.extend(queue(arrival, *limit_per_second));
+        let has_waited = !arrival.queued || view.waited_ms > SHORT_MS;
+        why.extend(queue(arrival, *limit_per_second, has_waited));
     }
     if *session_ms > 0 {
         why.push(format!(
@@ -313,14 +320,32 @@ fn why(details: &CallDetails) -> Vec<String> {
             seconds(send_by)
         ));
     }
-    if let Some(detail) = detail {
-        why.push(format!("The caller was told: {detail}"));
+    if let Some(first) = &view.first_request_id {
+        why.push(format!(
+            "It repeats the call of request {first}, and waited for its end: flowgate why {first}."
+        ));
+    }
+    match detail.as_deref() {
+        Some(stage) if view.outcome == Outcome::Cancelled.label() => why.push(left(view, stage)),
+        Some(detail) => why.push(format!("The caller was told: {detail}")),
+        None => {}
     }
     why
 }
 
+/// What is known of a call whose caller has left at this stage.
+fn left(call: &CallView, stage: &str) -> String {
+    let what = match (stage, &call.first_request_id) {
+        ("in_flight", None) => "an attempt was under way: CAMS may have executed the call.",
+        ("in_flight", Some(_)) => "an attempt of that call was under way.",
+        (_, Some(_)) => "that call was queued.",
+        (_, None) => "it was queued: CAMS has done nothing.",
+    };
+    format!("Its caller disconnected while {what}")
+}
+
 /// The queue that it found.
-fn queue(arrival: &Arrival, limit_per_second: Option<f64>) -> Vec<String> {
+fn queue(arrival: &Arrival, limit_per_second: Option<f64>, has_waited: bool) -> Vec<String> {
     let Arrival {
         ahead,
         tokens_free,
@@ -353,13 +378,16 @@ fn queue(arrival: &Arrival, limit_per_second: Option<f64>) -> Vec<String> {
             seconds(pause_ms.into())
         ));
     }
-    why.push(match tokens_free {
-        0 => format!("None of the lane's {tokens} tokens was free at its arrival."),
-        free => format!(
+    match tokens_free {
+        0 => why.push(format!(
+            "None of the lane's {tokens} tokens was free at its arrival."
+        )),
+        free if has_waited => why.push(format!(
             "Of the lane's {tokens} tokens {free} could be used at its arrival, so it waited for a \
              connection, a pause or earlier calls."
-        ),
-    });
+        )),
+        _ => {}
+    }
     why
 }
 
@@ -564,6 +592,77 @@ mod tests {
                  answer.",
                 "The caller was told: The wait would be too long.",
             ]
+        );
+    }
+
+    #[test]
+    fn a_repetition_names_the_call_that_it_has_waited_for() {
+        let mut details = details(Outcome::Ok, "OK", 200);
+        details.view.waited_ms = 8400;
+        details.view.took_ms = 8400;
+        details.view.first_request_id = Some("F-1".into());
+        let page = CallPage::from(details.clone());
+        assert!(
+            page.summary.ends_with(
+                "waited 8.4 s and was not sent itself, because it repeats another call."
+            ),
+            "{}",
+            page.summary
+        );
+        assert_eq!(
+            page.why,
+            ["It repeats the call of request F-1, and waited for its end: flowgate why F-1."]
+        );
+        // The record of its key had the answer.
+        details.view.first_request_id = None;
+        let summary = CallPage::from(details).summary;
+        assert!(
+            summary.ends_with("because an earlier call of its order was executed."),
+            "{summary}"
+        );
+    }
+
+    #[test]
+    fn a_call_whose_caller_has_left_says_what_cams_may_have_done() {
+        for (stage, first, text) in [
+            ("queued", None, "it was queued: CAMS has done nothing."),
+            ("queued", Some("F-1"), "that call was queued."),
+            (
+                "in_flight",
+                None,
+                "an attempt was under way: CAMS may have executed the call.",
+            ),
+            (
+                "in_flight",
+                Some("F-1"),
+                "an attempt of that call was under way.",
+            ),
+        ] {
+            let mut details = details(Outcome::Cancelled, "cancelled", 0);
+            details.view.first_request_id = first.map(Into::into);
+            details.detail = Some(stage.into());
+            let why = CallPage::from(details).why;
+            let text = format!("Its caller disconnected while {text}");
+            assert_eq!(why.last(), Some(&text));
+        }
+    }
+
+    #[test]
+    fn free_tokens_are_the_cause_only_of_a_wait() {
+        let mut details = details(Outcome::Ok, "OK", 200);
+        details.view.attempts = 1;
+        details.arrival = Some(Arrival {
+            ahead: 0,
+            tokens_free: 5,
+            ..FULL
+        });
+        let why = CallPage::from(details.clone()).why;
+        assert_eq!(why, ["It did not wait: a token was free."]);
+        details.view.waited_ms = 100;
+        let why = CallPage::from(details).why;
+        assert!(
+            why[0].ends_with("a connection, a pause or earlier calls."),
+            "{why:?}"
         );
     }
 

@@ -36,7 +36,7 @@ pub(super) struct UnknownView {
     cams_request_id: Option<String>,
     /// The journal's name of the attempt, if it is in a journal.
     attempt: Option<Box<str>>,
-    /// When the attempt ended.
+    /// When the attempt was sent; of another replica's, when at the latest.
     at: String,
     age_seconds: u64,
     /// `sought`, `ambiguous` or `by_hand`.

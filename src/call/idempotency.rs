@@ -205,7 +205,7 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if !matches!(self.waiter.progress(), Progress::Claimed) {
-            self.record.follows_attempt();
+            self.record.follows_attempt(self.waiter.stats());
         }
     }
 }
@@ -300,7 +300,7 @@ fn pending(progress: &Progress) -> Refusal {
             Kind::OutcomeUnknown,
             REPEAT_AFTER,
             "The call of this idempotency key was sent, and CAMS has not answered yet. Repeat the \
-             call unchanged: it is not sent again, and gets the answer.",
+             call unchanged: it is not sent again, and gets the answer if there is one.",
         ),
         Progress::Sought(ending) | Progress::Ended(ending) => match &ending.end {
             End::Unknown(unknown) => return sought(unknown),
@@ -954,7 +954,11 @@ impl Runner {
             }
         }
         let stamped_until = self.stamped_until;
-        self.owner = self.owner.take().map(|owner| owner.mark(stamped_until));
+        let marked = self.owner.take().map(|owner| owner.mark(stamped_until));
+        if let Some(marked) = &marked {
+            marked.note_stats(call.record.service());
+        }
+        self.owner = marked.map(Owner::Marked);
         Ok(true)
     }
 
@@ -978,7 +982,7 @@ impl Runner {
                 CallEnd::NotCreated => drop(claim),
                 end => claim.learn(end, self.stamped_until),
             },
-            (Some(Owner::Marked(marked)), None) => marked.learn(end),
+            (Some(Owner::Marked(marked)), None) => marked.learn(end, self.stamped_until),
             (None, _) => {}
         }
         if let Some(shared) = &self.shared {
@@ -1006,10 +1010,10 @@ impl Runner {
 
 impl Owner {
     /// An attempt may leave from now on.
-    fn mark(self, stamped_until: Instant) -> Self {
+    fn mark(self, stamped_until: Instant) -> Marked {
         match self {
-            Self::Claimed(claim) => Self::Marked(claim.mark(stamped_until)),
-            Self::Marked(marked) => Self::Marked(marked.again()),
+            Self::Claimed(claim) => claim.mark(stamped_until),
+            Self::Marked(marked) => marked.again(),
         }
     }
 }

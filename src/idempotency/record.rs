@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, FlowNameHash, flow_name_hash};
 use crate::error::{Outcome, Refusal};
-use crate::observe::record::CallNotes;
+use crate::observe::record::{CallNotes, CallStats};
 use crate::primitives::id::{AccountId, ClientId};
 
 pub(crate) use crate::observe::journal::OrderKind;
@@ -95,7 +96,7 @@ pub(crate) struct UnknownOutcome {
     pub(crate) order: Arc<Order>,
     /// The journal's name of the attempt, if it is in a journal.
     pub(crate) attempt: Option<Box<str>>,
-    /// When the attempt was sent, by this host's clock.
+    /// When the attempt was sent, by this host's clock; of another replica's, when at the latest.
     pub(crate) at: SystemTime,
     /// When the attempt ended.
     pub(crate) ended: Instant,
@@ -156,6 +157,8 @@ pub(super) struct Running {
     /// False: it was sent while the store could not record its key. What the store says of the key is
     /// not about this call.
     is_in_store: AtomicBool,
+    /// At its latest attempt.
+    stats: Mutex<CallStats>,
     waiters: AtomicUsize,
     /// Notified when the last waiter has left.
     abandoned: Notify,
@@ -270,6 +273,7 @@ impl Running {
             progress: watch::Sender::new(Progress::Claimed),
             is_protected: AtomicBool::new(true),
             is_in_store: AtomicBool::new(true),
+            stats: Mutex::default(),
             waiters: AtomicUsize::new(0),
             abandoned: Notify::new(),
         })
@@ -285,6 +289,11 @@ impl Running {
             *progress = Progress::Open;
             false
         });
+    }
+
+    /// The wait and the attempts so far, of which one may leave from now on.
+    pub(super) fn note_stats(&self, stats: CallStats) {
+        *self.stats.lock() = stats;
     }
 
     pub(super) fn is_protected(&self) -> bool {
@@ -344,6 +353,11 @@ impl Waiter {
     /// How far the call is now.
     pub(crate) fn progress(&self) -> Progress {
         self.progress.borrow().clone()
+    }
+
+    /// The wait and the attempts of the call, if this process has sent it.
+    pub(crate) fn stats(&self) -> CallStats {
+        *self.running.stats.lock()
     }
 
     /// Waits until the call has ended, without a limit.

@@ -19,6 +19,7 @@ use super::record::{
 };
 use super::shared::{ClaimId, KeyClaim, Published, SharedEnd};
 use crate::observe::journal::KeyedAttempt;
+use crate::observe::record::CallStats;
 
 mod flows;
 mod restore;
@@ -114,7 +115,7 @@ pub(crate) struct Marked {
     owned: Option<Owned>,
     /// No request of the call has a later time stamp than this.
     stamped_until: Instant,
-    /// When the latest attempt was about to be sent.
+    /// When the latest attempt was about to be sent; of another replica's, when at the latest.
     at: SystemTime,
 }
 
@@ -648,7 +649,7 @@ impl Claim {
     /// Another replica has run the call, with this end. No request of it is stamped later than
     /// `stamped_until`.
     pub(crate) fn learn(self, end: CallEnd, stamped_until: Instant) {
-        self.mark(stamped_until).finish(end, None);
+        self.mark(stamped_until).learn(end, stamped_until);
     }
 
     /// Frees the record, because the call was refused before anything was sent.
@@ -696,8 +697,19 @@ impl Marked {
         self.finish(end, Some(answer));
     }
 
-    /// Another replica has run the call, with this end.
-    pub(crate) fn learn(mut self, end: CallEnd) {
+    /// Notes the wait and the attempts of the call, of which the latest may leave from now on.
+    pub(crate) fn note_stats(&self, stats: CallStats) {
+        if let Some(owned) = &self.owned {
+            owned.running.note_stats(stats);
+        }
+    }
+
+    /// Another replica has run the call, with this end. No request of it is stamped later than
+    /// `stamped_until`.
+    pub(crate) fn learn(mut self, end: CallEnd, stamped_until: Instant) {
+        self.stamped_until = self.stamped_until.max(stamped_until);
+        let passed = Instant::now().saturating_duration_since(stamped_until);
+        self.at = SystemTime::now() - passed;
         self.finish(end, None);
     }
 

@@ -73,7 +73,7 @@ struct OrderNote {
 }
 
 /// The wait and the attempts of a call, for the headers of its answer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CallStats {
     /// Time from its arrival to the permit of its last attempt.
     pub(crate) waited: Duration,
@@ -173,9 +173,14 @@ impl Record {
         self.waited_ms = Some(whole_millis(waited));
     }
 
-    /// An attempt of the call that answers for this one may have left.
-    pub(crate) fn follows_attempt(&mut self) {
+    /// An attempt of the call that answers for this one may have left, and its answer is not known. `stats`
+    /// are of that call, which a repetition does not count as its own.
+    pub(crate) fn follows_attempt(&mut self, stats: CallStats) {
         self.stage = Stage::InFlight;
+        if self.first_request_id().is_none() && stats.attempts > 0 {
+            self.attempts = stats.attempts;
+            self.waited_ms = Some(whole_millis(stats.waited));
+        }
     }
 
     /// Joins the trace of the caller, or begins one for `percent` of the other calls.
@@ -493,10 +498,7 @@ impl Record {
             took_ms = millis(self.arrived.elapsed()),
             cams_request_id = self.cams_request_id.as_deref().map(capped),
             once = self.order.as_ref().map(|order| &*order.once),
-            first_request_id = self
-                .order
-                .as_ref()
-                .and_then(|order| order.first_request_id.as_deref()),
+            first_request_id = self.first_request_id(),
             detail = Some(capped_at(ending.detail, MAX_DETAIL)).filter(|detail| !detail.is_empty()),
             "call"
         );
@@ -538,6 +540,7 @@ impl Record {
         self.telemetry.recent.push(EndedCall {
             request_id: self.request_id.clone(),
             cams_request_id: self.cams_request_id.take(),
+            first_request_id: self.first_request_id().map(Into::into),
             at: self.arrived + took,
             operation: self.operation.clone(),
             account: self
@@ -547,7 +550,7 @@ impl Record {
             flow_name: self.flow_name.take(),
             outcome: ending.outcome,
             is_lost: ending.outcome == Outcome::Unknown
-                && (self.attempts > 0 || !self.is_repeatable()),
+                && (!self.is_repeatable() || self.attempts > 0 && !self.lacks_answer()),
             code: Some(capped(ending.verdict))
                 .filter(|code| *code != OK)
                 .map(Into::into),
@@ -559,7 +562,7 @@ impl Record {
                 Duration::ZERO
             }),
             took,
-            was_sent: self.waited_ms.is_some() && self.attempts > 0,
+            was_sent: self.waited_ms.is_some() && self.attempts > 0 && !self.lacks_answer(),
             detail: Some(capped_at(ending.detail, MAX_KEPT_DETAIL))
                 .filter(|detail| !detail.is_empty())
                 .map(Into::into),
@@ -569,6 +572,17 @@ impl Record {
 
     fn is_repeatable(&self) -> bool {
         self.order.as_ref().is_some_and(|order| order.is_repeatable)
+    }
+
+    /// Whether the call of its record was sent, and has no answer for this caller.
+    fn lacks_answer(&self) -> bool {
+        self.order.is_some() && self.stage == Stage::InFlight
+    }
+
+    fn first_request_id(&self) -> Option<&str> {
+        self.order
+            .as_ref()
+            .and_then(|order| order.first_request_id.as_deref())
     }
 
     fn labels(&self) -> (&str, &str) {

@@ -1,6 +1,7 @@
 //! Idempotency keys, in the memory of one process: one key, one flow, and everybody who asks learns
 //! its id.
 
+use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
@@ -194,6 +195,28 @@ async fn a_call_continues_without_its_caller_and_the_repetition_gets_its_answer(
     let second = send(&harness, &keyed(&harness, "order-1", "Welcome")).await;
     is(&second, 200, "attached");
     assert_eq!(harness.sim.arrivals().len(), 1);
+    // What operators are told of the three.
+    let calls = harness.get("/calls").await.json();
+    let ended = |outcome: &str| {
+        let calls = calls["calls"].as_array().unwrap().iter();
+        calls
+            .clone()
+            .find(|call| call["outcome"] == outcome)
+            .unwrap()
+    };
+    let [first, early, second] = ["cancelled", "outcome_unknown", "ok"].map(ended);
+    assert_eq!(
+        (&first["attempts"], &first["first_request_id"]),
+        (&1.into(), &Value::Null)
+    );
+    for repetition in [early, second] {
+        assert_eq!(repetition["attempts"], 0);
+        assert_eq!(repetition["first_request_id"], first["request_id"]);
+        assert_eq!(repetition["lost"], false);
+    }
+    let path = format!("/calls/{}", first["request_id"].as_str().unwrap());
+    let why = harness.get(&path).await.json()["why"].to_string();
+    assert!(why.contains("CAMS may have executed the call"), "{why}");
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ pub(super) fn bearer() -> Refusal {
 pub(super) fn wrong_signature() -> Refusal {
     Refusal::new(
         Kind::SignatureDoesNotMatch,
-        "Specified signature is not matched with our calculation: the access key secret is wrong, \
+        "Specified signature is not matched with our calculation: the access key secret is wrong, or is not the one that Flowgate has, \
          or the request was changed after it was signed.",
     )
 }

@@ -565,6 +565,44 @@ async fn an_unknown_outcome_has_the_name_of_the_call_that_was_sent() {
     assert_eq!(calls.collect::<Vec<_>>(), [&*own_id, "ELSEWHERE"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_of_another_replica_was_sent_before_its_last_time_stamp() {
+    const AGO: Duration = Duration::from_secs(60);
+    let loss = || {
+        CallEnd::Unknown(Loss {
+            reason: "lost".into(),
+            request_id: None,
+            attempt: None,
+            call: Some("ELSEWHERE".into()),
+            is_sought: false,
+        })
+    };
+    advance(2 * AGO).await;
+    let now = Instant::now();
+    let marked_at = now - 2 * AGO;
+    for (is_marked, stamped_until, kept) in [
+        (false, now - AGO, now - AGO),
+        (true, now - AGO, now - AGO),
+        (true, now - 3 * AGO / 2, now - 3 * AGO / 2),
+        (true, now + AGO, now + AGO),
+        (true, now - 3 * AGO, marked_at),
+    ] {
+        let records = records(10);
+        let (claim, _waiter) = claim(&records, "k");
+        let before = SystemTime::now();
+        if is_marked {
+            claim.mark(marked_at).learn(loss(), stamped_until);
+        } else {
+            claim.learn(loss(), stamped_until);
+        }
+        let (_, outcome) = records.unknown().remove(0);
+        assert_eq!(outcome.stamped_until, kept);
+        let ago = now.saturating_duration_since(stamped_until);
+        let sent = before - ago..=SystemTime::now() - ago;
+        assert!(sent.contains(&outcome.at), "{:?}: {sent:?}", outcome.at);
+    }
+}
+
 #[tokio::test]
 async fn all_flows_of_a_journal_are_known_to_the_looks() {
     let clock = SystemTime::now();

@@ -36,6 +36,8 @@ pub(super) struct EndedCall {
     pub(super) request_id: Arc<str>,
     /// That of the last attempt.
     pub(super) cams_request_id: Option<Box<str>>,
+    /// That of the call that it repeats.
+    pub(super) first_request_id: Option<Box<str>>,
     pub(super) at: Instant,
     /// `None` if it ended before it was classified.
     pub(super) operation: Option<Arc<Operation>>,
@@ -64,6 +66,8 @@ pub(crate) struct CallView {
     pub(crate) request_id: Box<str>,
     /// That of the last attempt.
     pub(crate) cams_request_id: Option<Box<str>>,
+    /// That of the call that it repeats, and waited for.
+    pub(crate) first_request_id: Option<Box<str>>,
     pub(crate) age_seconds: u64,
     pub(crate) account: String,
     pub(crate) action: String,
@@ -225,6 +229,7 @@ impl EndedCall {
         CallView {
             request_id: self.request_id.as_ref().into(),
             cams_request_id: self.cams_request_id.clone(),
+            first_request_id: self.first_request_id.clone(),
             age_seconds: self.at.elapsed().as_secs(),
             account: account.to_owned(),
             action: action.to_owned(),
@@ -278,6 +283,7 @@ mod tests {
         EndedCall {
             request_id: format!("ID-{number}").into(),
             cams_request_id: Some(format!("CAMS-{number}").into()),
+            first_request_id: None,
             at: Instant::now(),
             operation: None,
             account: number.is_multiple_of(2).then(|| AccountId::new("acme")),
