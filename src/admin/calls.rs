@@ -271,8 +271,10 @@ fn why(details: &CallDetails) -> Vec<String> {
         ..
     } = details;
     let mut why = Vec::new();
+    let first = attempts.first().map(|attempt| attempt.permitted_ms.into());
+    let first_wait: u64 = first.unwrap_or(view.waited_ms);
     if let Some(arrival) = arrival {
-        let has_waited = !arrival.queued || view.waited_ms > SHORT_MS;
+        let has_waited = !arrival.queued || first_wait > SHORT_MS;
         why.extend(queue(arrival, *limit_per_second, has_waited));
     }
     if *session_ms > 0 {
@@ -281,8 +283,6 @@ fn why(details: &CallDetails) -> Vec<String> {
             seconds(u64::from(*session_ms))
         ));
     }
-    let first = attempts.first().map(|attempt| attempt.permitted_ms.into());
-    let first_wait: u64 = first.unwrap_or(view.waited_ms);
     if let Some(arrival) = arrival.filter(|arrival| arrival.queued)
         && first_wait > u64::from(arrival.predicted_ms) + LATE_MS
     {
@@ -322,7 +322,7 @@ fn why(details: &CallDetails) -> Vec<String> {
     }
     if let Some(first) = &view.first_request_id {
         why.push(format!(
-            "It repeats the call of request {first}, and waited for its end: flowgate why {first}."
+            "It repeats the call of request {first}: flowgate why {first}."
         ));
     }
     match detail.as_deref() {
@@ -335,13 +335,19 @@ fn why(details: &CallDetails) -> Vec<String> {
 
 /// What is known of a call whose caller has left at this stage.
 fn left(call: &CallView, stage: &str) -> String {
-    let what = match (stage, &call.first_request_id) {
-        ("in_flight", None) => "an attempt was under way: CAMS may have executed the call.",
-        ("in_flight", Some(_)) => "an attempt of that call was under way.",
-        (_, Some(_)) => "that call was queued.",
-        (_, None) => "it was queued: CAMS has done nothing.",
+    let when = match (stage, &call.first_request_id, call.attempts) {
+        ("in_flight", None, 0) => {
+            "while another replica had the call under way: CAMS may have executed it."
+        }
+        ("in_flight", None, _) => {
+            "while an attempt was under way: CAMS may have executed the call."
+        }
+        ("in_flight", Some(_), _) => "while an attempt of that call was under way.",
+        (_, Some(_), _) => "while that call was queued.",
+        (_, None, 0) => "before it was sent: CAMS has done nothing.",
+        (_, None, _) => "while it was queued again: CAMS has done nothing.",
     };
-    format!("Its caller disconnected while {what}")
+    format!("Its caller disconnected {when}")
 }
 
 /// The queue that it found.
@@ -596,7 +602,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repetition_names_the_call_that_it_has_waited_for() {
+    fn a_repetition_names_the_call_that_it_repeats() {
         let mut details = details(Outcome::Ok, "OK", 200);
         details.view.waited_ms = 8400;
         details.view.took_ms = 8400;
@@ -611,7 +617,7 @@ mod tests {
         );
         assert_eq!(
             page.why,
-            ["It repeats the call of request F-1, and waited for its end: flowgate why F-1."]
+            ["It repeats the call of request F-1: flowgate why F-1."]
         );
         // The record of its key had the answer.
         details.view.first_request_id = None;
@@ -624,25 +630,45 @@ mod tests {
 
     #[test]
     fn a_call_whose_caller_has_left_says_what_cams_may_have_done() {
-        for (stage, first, text) in [
-            ("queued", None, "it was queued: CAMS has done nothing."),
-            ("queued", Some("F-1"), "that call was queued."),
+        for (stage, attempts, first, text) in [
+            (
+                "queued",
+                0,
+                None,
+                "before it was sent: CAMS has done nothing.",
+            ),
+            (
+                "queued",
+                1,
+                None,
+                "while it was queued again: CAMS has done nothing.",
+            ),
+            ("queued", 0, Some("F-1"), "while that call was queued."),
             (
                 "in_flight",
+                1,
                 None,
-                "an attempt was under way: CAMS may have executed the call.",
+                "while an attempt was under way: CAMS may have executed the call.",
             ),
             (
                 "in_flight",
+                0,
+                None,
+                "while another replica had the call under way: CAMS may have executed it.",
+            ),
+            (
+                "in_flight",
+                0,
                 Some("F-1"),
-                "an attempt of that call was under way.",
+                "while an attempt of that call was under way.",
             ),
         ] {
             let mut details = details(Outcome::Cancelled, "cancelled", 0);
             details.view.first_request_id = first.map(Into::into);
+            details.view.attempts = attempts;
             details.detail = Some(stage.into());
             let why = CallPage::from(details).why;
-            let text = format!("Its caller disconnected while {text}");
+            let text = format!("Its caller disconnected {text}");
             assert_eq!(why.last(), Some(&text));
         }
     }

@@ -27,8 +27,8 @@ use crate::idempotency::KeyState;
 use crate::idempotency::fingerprint::{RecordName, equal_name, fingerprint, record_name};
 use crate::idempotency::key::{self, CLIENT_TOKEN, IdempotencyKey};
 use crate::idempotency::record::{
-    Answer, Created, End, Ending, FlowDescription, LostRecord, Order, OrderKind, Progress, Search,
-    UnknownOutcome, Waiter,
+    Answer, Attempts, Created, End, Ending, FlowDescription, LostRecord, Order, OrderKind,
+    Progress, Search, UnknownOutcome, Waiter,
 };
 use crate::idempotency::records::{CallEnd, Claim, Found, Loss, Marked};
 use crate::idempotency::shared::{LearnedBy, SharedState};
@@ -204,8 +204,16 @@ struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if !matches!(self.waiter.progress(), Progress::Claimed) {
-            self.record.follows_attempt(self.waiter.stats());
+        if matches!(self.waiter.progress(), Progress::Claimed) {
+            return;
+        }
+        let attempts = self.waiter.attempts();
+        if let Some(attempts) = attempts {
+            self.record.count(attempts.stats);
+        }
+        // Otherwise another replica has it under way.
+        if attempts.is_none_or(|attempts| attempts.is_in_flight) {
+            self.record.follows_attempt();
         }
     }
 }
@@ -481,7 +489,7 @@ impl KeyedCall<'_> {
                     };
                 }
                 Found::Running(waiter) => {
-                    record.repeats(&waiter.order().request_id);
+                    record.repeats(&waiter.first_request_id());
                     let ending = self.attach(waiter, accepted.bytes, record).await?;
                     if let Some(answer) = self.attached(&ending, record) {
                         return answer;
@@ -555,7 +563,10 @@ impl KeyedCall<'_> {
         let Some(answer) = &ending.answer else {
             return match &ending.end {
                 End::Done(created) => Ok(self.replay(created, learned(ending), record)),
-                End::Unknown(unknown) => Err(self.unknown(unknown)),
+                End::Unknown(unknown) => {
+                    record.repeats(&unknown.order.request_id);
+                    Err(self.unknown(unknown))
+                }
                 End::Released if ending.is_resolved => Err(self.absent()),
                 End::Released => Err(reply::internal()),
             };
@@ -890,6 +901,9 @@ impl Runner {
         loop {
             // Nothing of the call can be executed here: no attempt is under way, and CAMS has refused
             // the earlier ones.
+            if matches!(self.owner, Some(Owner::Marked(_))) {
+                self.note_attempts(&call, false);
+            }
             let permit = tokio::select! {
                 biased;
                 () = self.abandoned() => return Ok(None),
@@ -934,6 +948,20 @@ impl Runner {
         }
     }
 
+    /// Notes the attempts so far, for callers that leave.
+    fn note_attempts(&self, call: &ActiveCall<'_>, is_in_flight: bool) {
+        let stats = call.record.service();
+        let attempts = Attempts {
+            stats,
+            is_in_flight,
+        };
+        match &self.owner {
+            Some(Owner::Claimed(claim)) => claim.note_attempts(attempts),
+            Some(Owner::Marked(marked)) => marked.note_attempts(attempts),
+            None => {}
+        }
+    }
+
     /// An attempt that is signed may leave from now on. False: it may not, because another replica may
     /// have the key, or because the store has just been lost.
     async fn mark(&mut self, call: &mut ActiveCall<'_>) -> Result<bool, Refusal> {
@@ -954,11 +982,8 @@ impl Runner {
             }
         }
         let stamped_until = self.stamped_until;
-        let marked = self.owner.take().map(|owner| owner.mark(stamped_until));
-        if let Some(marked) = &marked {
-            marked.note_stats(call.record.service());
-        }
-        self.owner = marked.map(Owner::Marked);
+        self.note_attempts(call, true);
+        self.owner = self.owner.take().map(|owner| owner.mark(stamped_until));
         Ok(true)
     }
 
@@ -1010,10 +1035,10 @@ impl Runner {
 
 impl Owner {
     /// An attempt may leave from now on.
-    fn mark(self, stamped_until: Instant) -> Marked {
+    fn mark(self, stamped_until: Instant) -> Self {
         match self {
-            Self::Claimed(claim) => claim.mark(stamped_until),
-            Self::Marked(marked) => marked.again(),
+            Self::Claimed(claim) => Self::Marked(claim.mark(stamped_until)),
+            Self::Marked(marked) => Self::Marked(marked.again()),
         }
     }
 }

@@ -157,11 +157,19 @@ pub(super) struct Running {
     /// False: it was sent while the store could not record its key. What the store says of the key is
     /// not about this call.
     is_in_store: AtomicBool,
-    /// At its latest attempt.
-    stats: Mutex<CallStats>,
+    /// `None`: this process has not sent it.
+    attempts: Mutex<Option<Attempts>>,
     waiters: AtomicUsize,
     /// Notified when the last waiter has left.
     abandoned: Notify,
+}
+
+/// The attempts of a call so far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempts {
+    pub(crate) stats: CallStats,
+    /// Whether the latest may be under way; otherwise CAMS has executed none of them.
+    pub(crate) is_in_flight: bool,
 }
 
 /// What cannot record a call that is sent all the same.
@@ -273,7 +281,7 @@ impl Running {
             progress: watch::Sender::new(Progress::Claimed),
             is_protected: AtomicBool::new(true),
             is_in_store: AtomicBool::new(true),
-            stats: Mutex::default(),
+            attempts: Mutex::default(),
             waiters: AtomicUsize::new(0),
             abandoned: Notify::new(),
         })
@@ -291,9 +299,8 @@ impl Running {
         });
     }
 
-    /// The wait and the attempts so far, of which one may leave from now on.
-    pub(super) fn note_stats(&self, stats: CallStats) {
-        *self.stats.lock() = stats;
+    pub(super) fn note_attempts(&self, attempts: Attempts) {
+        *self.attempts.lock() = Some(attempts);
     }
 
     pub(super) fn is_protected(&self) -> bool {
@@ -345,19 +352,26 @@ impl Waiter {
         }
     }
 
-    /// The order of the call that it waits for.
-    pub(crate) fn order(&self) -> &Order {
-        &self.running.order
-    }
-
     /// How far the call is now.
     pub(crate) fn progress(&self) -> Progress {
         self.progress.borrow().clone()
     }
 
-    /// The wait and the attempts of the call, if this process has sent it.
-    pub(crate) fn stats(&self) -> CallStats {
-        *self.running.stats.lock()
+    /// Flowgate's id of the request with which the call began.
+    pub(crate) fn first_request_id(&self) -> Box<str> {
+        match &*self.progress.borrow() {
+            Progress::Sought(ending) | Progress::Ended(ending) => match &ending.end {
+                // It may be another replica's.
+                End::Unknown(unknown) => unknown.order.request_id.clone(),
+                End::Done(_) | End::Released => self.running.order.request_id.clone(),
+            },
+            Progress::Claimed | Progress::Open => self.running.order.request_id.clone(),
+        }
+    }
+
+    /// The attempts of the call, if this process has sent it.
+    pub(crate) fn attempts(&self) -> Option<Attempts> {
+        *self.running.attempts.lock()
     }
 
     /// Waits until the call has ended, without a limit.

@@ -14,12 +14,11 @@ use tokio::time::Instant;
 
 use super::fingerprint::{Fingerprint, RecordName};
 use super::record::{
-    Answer, Created, End, Ending, LostRecord, Order, OrderKind, Progress, Resolution, Running,
-    Search, UnknownOutcome, Waiter,
+    Answer, Attempts, Created, End, Ending, LostRecord, Order, OrderKind, Progress, Resolution,
+    Running, Search, UnknownOutcome, Waiter,
 };
 use super::shared::{ClaimId, KeyClaim, Published, SharedEnd};
 use crate::observe::journal::KeyedAttempt;
-use crate::observe::record::CallStats;
 
 mod flows;
 mod restore;
@@ -624,6 +623,13 @@ impl Claim {
         }
     }
 
+    /// Notes the attempts so far, for callers that leave.
+    pub(crate) fn note_attempts(&self, attempts: Attempts) {
+        if let Some(owned) = &self.0 {
+            owned.running.note_attempts(attempts);
+        }
+    }
+
     /// Waits until no caller waits for the call any more.
     pub(crate) async fn abandoned(&self) {
         match &self.0 {
@@ -697,10 +703,10 @@ impl Marked {
         self.finish(end, Some(answer));
     }
 
-    /// Notes the wait and the attempts of the call, of which the latest may leave from now on.
-    pub(crate) fn note_stats(&self, stats: CallStats) {
+    /// Notes the attempts so far, for callers that leave.
+    pub(crate) fn note_attempts(&self, attempts: Attempts) {
         if let Some(owned) = &self.owned {
-            owned.running.note_stats(stats);
+            owned.running.note_attempts(attempts);
         }
     }
 

@@ -73,7 +73,7 @@ struct OrderNote {
 }
 
 /// The wait and the attempts of a call, for the headers of its answer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct CallStats {
     /// Time from its arrival to the permit of its last attempt.
     pub(crate) waited: Duration,
@@ -161,6 +161,9 @@ impl Record {
         if let Some(order) = &mut self.order {
             let is_other = *first_request_id != *self.request_id;
             order.first_request_id = is_other.then(|| first_request_id.into());
+            if !is_other {
+                self.stage = Stage::Queued;
+            }
         }
     }
 
@@ -169,14 +172,16 @@ impl Record {
         self.stage = Stage::Queued;
         self.cams_request_id = notes.cams_request_id;
         self.way = notes.way;
-        self.attempts = attempts;
-        self.waited_ms = Some(whole_millis(waited));
+        self.count(CallStats { waited, attempts });
     }
 
-    /// An attempt of the call that answers for this one may have left, and its answer is not known. `stats`
-    /// are of that call, which a repetition does not count as its own.
-    pub(crate) fn follows_attempt(&mut self, stats: CallStats) {
+    /// An attempt of the call that answers for this one may have left, and its answer is not known.
+    pub(crate) fn follows_attempt(&mut self) {
         self.stage = Stage::InFlight;
+    }
+
+    /// Counts the attempts of the call of its record. A repetition does not count them as its own.
+    pub(crate) fn count(&mut self, stats: CallStats) {
         if self.first_request_id().is_none() && stats.attempts > 0 {
             self.attempts = stats.attempts;
             self.waited_ms = Some(whole_millis(stats.waited));

@@ -220,6 +220,35 @@ async fn a_call_continues_without_its_caller_and_the_repetition_gets_its_answer(
 }
 
 #[tokio::test]
+async fn a_caller_that_leaves_a_throttled_call_has_done_nothing() {
+    let harness = Harness::new("").await;
+    let throttle = "next=1,throttle,acs-retry-after=20000";
+    harness.sim.set_faults(vec![throttle.parse().unwrap()]);
+    let call = keyed(&harness, "order-1", "Welcome");
+    let proxy = harness.proxy;
+    let caller = tokio::spawn(async move { call.send(proxy).await });
+    let throttled =
+        "flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}";
+    harness.until(throttled, 1.0).await;
+    let queued = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
+    harness.until(queued, 1.0).await;
+    caller.abort();
+    let cancelled = "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}";
+    harness.until(cancelled, 1.0).await;
+    let call = harness.get("/calls").await.json()["calls"][0].clone();
+    assert_eq!(
+        (&call["outcome"], &call["attempts"]),
+        (&"cancelled".into(), &1.into())
+    );
+    let path = format!("/calls/{}", call["request_id"].as_str().unwrap());
+    let why = harness.get(&path).await.json()["why"].to_string();
+    assert!(
+        why.contains("while it was queued again: CAMS has done nothing"),
+        "{why}"
+    );
+}
+
+#[tokio::test]
 async fn a_repetition_of_a_queued_call_is_told_to_repeat_with_the_same_key() {
     let harness = Harness::new("[limits]\nCreateFlow = \"1/60s\"\n").await;
     let held = |hold: &str| {

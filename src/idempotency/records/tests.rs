@@ -541,7 +541,7 @@ async fn a_flow_of_a_key_is_not_forgotten_for_a_later_call_of_another_process() 
 async fn an_unknown_outcome_has_the_name_of_the_call_that_was_sent() {
     let records = records(10);
     let (own, waiter) = claim(&records, "own");
-    let own_id = waiter.order().request_id.clone();
+    let own_id = waiter.first_request_id();
     lose(mark(own), false);
     // Another replica has sent it.
     let (learned, _waiter) = claim(&records, "learned");

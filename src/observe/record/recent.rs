@@ -66,7 +66,7 @@ pub(crate) struct CallView {
     pub(crate) request_id: Box<str>,
     /// That of the last attempt.
     pub(crate) cams_request_id: Option<Box<str>>,
-    /// That of the call that it repeats, and waited for.
+    /// That of the call that it repeats.
     pub(crate) first_request_id: Option<Box<str>>,
     pub(crate) age_seconds: u64,
     pub(crate) account: String,
