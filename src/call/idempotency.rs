@@ -1015,7 +1015,7 @@ impl Runner {
         }
     }
 
-    /// Tells the looks of other replicas whose flow this is.
+    /// Tells the looks of other replicas to which call the flow belongs.
     fn note_flow(&self, name: RecordName, order: Arc<Order>, flow_id: Box<str>) {
         let Some(shared) = self.services.shared_records.clone() else {
             return;

@@ -39,7 +39,7 @@ pub(crate) enum WordRefused {
 /// Whether an operator's word, which holds, is in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Recorded {
-    /// It is, or there is nothing to write.
+    /// It is in the journal, or there is nothing to write.
     Yes,
     /// A restart may forget the word.
     NotInJournal,
@@ -193,7 +193,7 @@ pub(crate) async fn settle(
     let shared = share(services, name, outcome, &word).await;
     let end = match &shared {
         Shared::Not => word.clone(),
-        // The store has checked whose the flow is.
+        // The store has checked to which call the flow belongs.
         Shared::Yes => created.map_or(word.clone(), Resolution::CreatedElsewhere),
         Shared::Ended(end) if end.flow_id() == flow_id => end.clone(),
         Shared::Ended(end) => {
@@ -247,7 +247,7 @@ async fn may_be_told(
     }
 }
 
-/// Tells the looks of other replicas whose flow this is. The store does not know the call.
+/// Tells the looks of other replicas to which call the flow belongs. The store does not know the call.
 async fn note_flow(
     services: &CallServices,
     name: RecordName,

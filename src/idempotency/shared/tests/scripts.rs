@@ -677,7 +677,7 @@ fn a_resolution_waits_until_all_replicas_have_published() {
         let epoch = harness.beat("a", Op::Beat);
         harness.a.published(&epoch);
     }
-    // `b` may know the call, or whose the flow is.
+    // `b` may know the call, or to which call the flow belongs.
     let gated = Settled::Kept(SharedState::Gated);
     assert_eq!(harness.settled(&a, SharedEnd::SettledNotCreated), gated);
     harness.publish(&a, Some(SharedEnd::Unknown { request_id: None }));
