@@ -3,23 +3,18 @@
 //! matter.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::ReceiveTimestampns,
-};
-use nix::sys::time::TimeSpec;
 use parking_lot::Mutex;
 use socket2::SockRef;
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// A listening endpoint. Dropping it stops it.
 pub(crate) struct Endpoint {
@@ -41,9 +36,9 @@ struct State {
     /// Requests of one account that are accepted within a second.
     count: usize,
     refused: usize,
-    /// When each account's requests were written, since the epoch, in order.
-    all: BTreeMap<String, Vec<Duration>>,
-    accepted: BTreeMap<String, Vec<Duration>>,
+    /// When each account's requests were written, in order.
+    all: BTreeMap<String, Vec<Instant>>,
+    accepted: BTreeMap<String, Vec<Instant>>,
 }
 
 /// The response time of CAMS.
@@ -77,7 +72,7 @@ impl Endpoint {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         SockRef::from(&listener).listen(4096).unwrap();
         // Accepted sockets inherit it, so bytes from before `accept` are stamped too.
-        setsockopt(&listener, ReceiveTimestampns, &true).unwrap();
+        cams_sim::stamp(&listener).unwrap();
         listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
         let (end, ended) = oneshot::channel();
@@ -124,22 +119,19 @@ async fn serve_connection(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io
     let mut buffer = [0; 8192];
     loop {
         stream.readable().await?;
-        let (length, stamp) =
-            match stream.try_io(Interest::READABLE, || receive(&stream, &mut buffer)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                received => received?,
-            };
+        let (length, received) = match cams_sim::receive(&stream, &mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            received => received?,
+        };
         if length == 0 {
             return Ok(());
         }
-        written_at = written_at.or(stamp);
+        let at = *written_at.get_or_insert(received);
         request.extend_from_slice(&buffer[..length]);
         if !request.ends_with(b"\r\n\r\n") {
             continue;
         }
-        let at = written_at
-            .take()
-            .expect("the kernel stamps what is received");
+        written_at = None;
         let (status, body) = if state.lock().accepts(account(&request), at) {
             ACCEPTED
         } else {
@@ -156,23 +148,6 @@ async fn serve_connection(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io
     }
 }
 
-/// Reads available bytes, and the time when the kernel got them.
-fn receive(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
-    let mut control = nix::cmsg_space!(TimeSpec);
-    let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(
-        stream.as_raw_fd(),
-        &mut parts,
-        Some(&mut control),
-        MsgFlags::empty(),
-    )?;
-    let stamp = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
-        _ => None,
-    });
-    Ok((message.bytes, stamp))
-}
-
 /// The access key of a V3 signature.
 fn account(request: &[u8]) -> String {
     let text = String::from_utf8_lossy(request);
@@ -183,7 +158,7 @@ fn account(request: &[u8]) -> String {
 }
 
 /// The most of these ordered times within less than a second.
-fn worst(moments: &[Duration]) -> usize {
+fn worst(moments: &[Instant]) -> usize {
     moments
         .iter()
         .enumerate()
@@ -196,7 +171,7 @@ fn worst(moments: &[Duration]) -> usize {
 
 impl State {
     /// Counts a request that was written at `at`; false if it is refused.
-    fn accepts(&mut self, account: String, at: Duration) -> bool {
+    fn accepts(&mut self, account: String, at: Instant) -> bool {
         insert(self.all.entry(account.clone()).or_default(), at);
         let accepted = self.accepted.entry(account).or_default();
         let before = accepted.partition_point(|other| *other + SECOND <= at);
@@ -211,7 +186,7 @@ impl State {
 }
 
 /// Connections are not read in the order of the writes.
-fn insert(moments: &mut Vec<Duration>, at: Duration) {
+fn insert(moments: &mut Vec<Instant>, at: Instant) {
     let place = moments.partition_point(|other| *other <= at);
     moments.insert(place, at);
 }

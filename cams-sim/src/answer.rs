@@ -109,7 +109,8 @@ pub(crate) fn spoil(fault: &Fault, answer: Response<Bytes>) -> Answer {
         | Fault::Copied
         | Fault::Failed
         | Fault::NoData
-        | Fault::Slow(_) => Answer::Http(answer),
+        | Fault::Slow(_)
+        | Fault::Held => Answer::Http(answer),
     }
 }
 

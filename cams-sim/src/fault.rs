@@ -70,6 +70,8 @@ pub enum Fault {
     NoData,
     /// `slow=5s`: the response is delayed by this; processed.
     Slow(Duration),
+    /// `held`: the response is kept until the active faults are replaced; processed.
+    Held,
     /// `garbage`: bytes that are not HTTP, then closed; processed.
     Garbage,
     /// `html`: 200 with a page of HTML; processed.
@@ -194,6 +196,7 @@ impl Fault {
             Self::Failed => "failed",
             Self::NoData => "no-data",
             Self::Slow(_) => "slow",
+            Self::Held => "held",
             Self::Garbage => "garbage",
             Self::Html => "html",
             Self::Empty => "empty",
@@ -209,12 +212,12 @@ impl Fault {
         }
     }
 
-    /// The delay that this fault adds to the response.
+    /// The delay that this fault adds to the response. The longest one ends with the rules.
     pub(crate) fn delay(&self) -> Duration {
-        if let Self::Slow(delay) = self {
-            *delay
-        } else {
-            Duration::ZERO
+        match self {
+            Self::Slow(delay) => *delay,
+            Self::Held => Duration::MAX,
+            _ => Duration::ZERO,
         }
     }
 
@@ -334,6 +337,7 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
         "failed",
         "no-data",
         "slow",
+        "held",
         "garbage",
         "html",
         "empty",
@@ -366,6 +370,7 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
             "failed" => Fault::Failed,
             "no-data" => Fault::NoData,
             "slow" => Fault::Slow(parse_duration(value)?),
+            "held" => Fault::Held,
             "garbage" => Fault::Garbage,
             "html" => Fault::Html,
             "empty" => Fault::Empty,
@@ -517,6 +522,7 @@ mod tests {
             "failed",
             "no-data",
             "slow=1s",
+            "held",
             "garbage",
             "html",
             "empty",

@@ -45,6 +45,7 @@ mod session;
 mod settings;
 mod signature;
 mod sim;
+mod stamp;
 mod sts;
 #[cfg(test)]
 mod testing;
@@ -62,3 +63,4 @@ pub use settings::{
     FlowSettings, Key, MetadataSettings, Role, Settings, StsSettings, parse_duration, parse_skew,
 };
 pub use sim::Sim;
+pub use stamp::{receive, stamp};

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -29,6 +30,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::answer::json_answer;
+use crate::stamp::{Begin, Stamped, stamp};
 use crate::{Answer, Rule, Settings, Sim, parse_skew};
 
 /// A listening [`Sim`]. Dropping it closes the port and every connection.
@@ -100,6 +102,7 @@ impl Sim {
     }
 
     fn listen_as(self, listener: TcpListener, tls: Option<TlsAcceptor>) -> io::Result<Running> {
+        stamp(&listener)?;
         let addr = listener.local_addr()?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let accepting = tokio::spawn(self.clone().accept(listener, tls));
@@ -129,34 +132,44 @@ impl Sim {
         // Otherwise a small response may wait for an acknowledgement. On failure it is only
         // slower.
         drop(stream.set_nodelay(true));
+        let begin = Begin::default();
+        let stream = Stamped::new(stream, begin.clone());
         if let Some(tls) = tls {
             match tls.accept(stream).await {
-                Ok(stream) => self.serve_connection(stream).await,
+                Ok(stream) => {
+                    // So far the handshake was received.
+                    begin.end();
+                    drop(self.serve_io(stream, begin).await);
+                }
                 Err(_) => self.count_not_http(),
             }
             return;
         }
-        if let Some(stream) = self.serve_io(stream).await {
+        if let Some(stream) = self.serve_io(stream, begin).await {
             // Closing without lingering sends a reset. An error means that the peer has
             // closed first.
-            drop(stream.set_zero_linger());
+            drop(stream.into_inner().set_zero_linger());
         }
     }
 
     /// Serves one connection over any stream, such as TLS or `tokio::io::duplex`, until it ends. A
     /// reset is a plain close here.
     pub async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(&self, io: I) {
-        drop(self.serve_io(io).await);
+        drop(self.serve_io(io, Begin::default()).await);
     }
 
     /// Serves until the connection ends; returns it when it must be reset.
-    async fn serve_io<I: AsyncRead + AsyncWrite + Unpin>(&self, io: I) -> Option<I> {
+    async fn serve_io<I>(&self, io: I, begin: Begin) -> Option<I>
+    where
+        I: AsyncRead + AsyncWrite + Unpin,
+    {
         self.count_connection();
         let left = Arc::new(Mutex::new(None));
         let service = service_fn(|request| {
             let sim = self.clone();
             let left = Arc::clone(&left);
-            Box::pin(async move { sim.respond(request, &left).await })
+            let begin = begin.clone();
+            Box::pin(async move { sim.respond(request, &begin, &left).await })
         });
         let mut connection = http1::Builder::new().serve_connection(TokioIo::new(io), service);
         let ended = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
@@ -177,18 +190,21 @@ impl Sim {
     async fn respond(
         &self,
         request: Request<Incoming>,
+        begin: &Begin,
         left: &Mutex<Option<Answer>>,
     ) -> Result<Response<Full<Bytes>>, GiveBack> {
         let (head, body) = request.into_parts();
         // An incomplete body is not a call; hyper ends the connection.
         let body = body.collect().await.map_err(|_| GiveBack)?.to_bytes();
+        let received = begin.time().unwrap_or_else(Instant::now);
+        begin.end();
         let request = Request::from_parts(head, body);
         if request.uri().path().starts_with("/__") {
             return Ok(self.drive(&request).map(Full::new));
         }
         let sim = self.clone();
         // A received call is processed even if its caller disconnects now.
-        match tokio::spawn(async move { sim.answer(request).await }).await {
+        match tokio::spawn(async move { sim.answer_received(request, received).await }).await {
             Ok(Answer::Http(response)) => Ok(response.map(Full::new)),
             Ok(other) => {
                 *left.lock() = Some(other);

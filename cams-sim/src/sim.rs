@@ -12,6 +12,7 @@ use hyper::header::DATE;
 use hyper::{Request, Response};
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::answer::{Form, spoil};
@@ -48,6 +49,8 @@ struct Inner {
     settings: Settings,
     start: Instant,
     state: Mutex<State>,
+    /// Tells that the active faults have been replaced.
+    replaced: watch::Sender<()>,
     connections: AtomicU64,
     not_http: AtomicU64,
 }
@@ -89,6 +92,7 @@ impl Sim {
                 settings,
                 start,
                 state: Mutex::new(state),
+                replaced: watch::Sender::default(),
                 connections: AtomicU64::new(0),
                 not_http: AtomicU64::new(0),
             }),
@@ -109,7 +113,16 @@ impl Sim {
     /// Answers one call. A received call is processed even if the caller disconnects; to get that
     /// here, run this in a task of its own.
     pub async fn answer(&self, request: Request<Bytes>) -> Answer {
-        let received = Instant::now();
+        self.answer_received(request, Instant::now()).await
+    }
+
+    /// The same for a call that was received at `received`.
+    pub(crate) async fn answer_received(
+        &self,
+        request: Request<Bytes>,
+        received: Instant,
+    ) -> Answer {
+        let mut replaced = self.inner.replaced.subscribe();
         let jitter = u64::try_from(self.inner.settings.jitter.as_millis()).unwrap_or(u64::MAX);
         if jitter > 0 {
             let drawn = self.inner.state.lock().dice.u64(0..=jitter);
@@ -120,6 +133,11 @@ impl Sim {
             Door::Api if sts::is_call(&request) => self.process_sts(received, &request),
             Door::Api => self.process(received, &request),
         };
+        if slow == Duration::MAX {
+            // An error would mean that the simulator has ended.
+            drop(replaced.changed().await);
+            return answer;
+        }
         let latency = self.inner.settings.latency + slow;
         if !latency.is_zero() {
             sleep(latency).await;
@@ -127,9 +145,10 @@ impl Sim {
         answer
     }
 
-    /// Replaces the active faults.
+    /// Replaces the active faults, and releases the responses that they keep.
     pub fn set_faults(&self, rules: Vec<Rule>) {
         self.inner.state.lock().faults.set(rules);
+        self.inner.replaced.send_replace(());
     }
 
     /// Replaces the limit of an action. Spent calls stay spent.

@@ -1,13 +1,14 @@
-//! A relay between Flowgate and the endpoint, for tests and benchmarks. It records when each
-//! request passes, and can be blocked, like a frozen endpoint, or broken, like a killed one.
+//! A relay between Flowgate and the endpoint, for tests and benchmarks. It records when the kernel
+//! received each request, and can be blocked, like a frozen endpoint, or broken, like a killed one.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -40,12 +41,13 @@ impl Relay {
     pub(crate) fn to(endpoint: SocketAddr) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
+        cams_sim::stamp(&listener).unwrap();
         let address = listener.local_addr().unwrap();
         let condition = watch::Sender::new(Condition::Open);
         let passed = Passed::default();
         let seen = condition.subscribe();
         let noted = passed.clone();
-        // In a thread of its own, so that times are exact however busy the test is.
+        // In a thread of its own, so that it relays however busy the test is.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_io()
@@ -117,6 +119,7 @@ async fn keep(
         ways.shutdown().await;
         until(&mut condition, |now| now != Condition::Killed).await;
         listener = TcpListener::bind(address).await.unwrap();
+        cams_sim::stamp(&listener).unwrap();
     }
 }
 
@@ -127,15 +130,15 @@ async fn way(
     condition: watch::Receiver<Condition>,
     passed: Passed,
 ) {
-    let (mut from, to) = near.into_split();
-    let first = read(&mut from, Some(&passed)).await;
+    let (from, to) = near.into_split();
+    let first = read(&from, Some(&passed)).await;
     let Ok(far) = TcpStream::connect(endpoint).await else {
         return;
     };
-    let (mut back, forth) = far.into_split();
+    let (back, forth) = far.into_split();
     let there = pass(first, from, forth, condition.clone(), Some(&passed));
     let and_back = async {
-        let first = read(&mut back, None).await;
+        let first = read(&back, None).await;
         pass(first, back, to, condition, None).await;
     };
     tokio::join!(there, and_back);
@@ -144,7 +147,7 @@ async fn way(
 /// Relays these bytes and all that follow.
 async fn pass(
     mut bytes: Vec<u8>,
-    mut from: OwnedReadHalf,
+    from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut condition: watch::Receiver<Condition>,
     passed: Option<&Passed>,
@@ -155,17 +158,26 @@ async fn pass(
         {
             return;
         }
-        bytes = read(&mut from, passed).await;
+        bytes = read(&from, passed).await;
     }
 }
 
 /// The next bytes; empty at the end.
-async fn read(from: &mut OwnedReadHalf, passed: Option<&Passed>) -> Vec<u8> {
+async fn read(from: &OwnedReadHalf, passed: Option<&Passed>) -> Vec<u8> {
     let mut buffer = vec![0; 16 * 1024];
-    let read = from.read(&mut buffer).await.unwrap_or(0);
-    buffer.truncate(read);
+    let (length, at) = loop {
+        let received = match from.readable().await {
+            Ok(()) => cams_sim::receive(from.as_ref(), &mut buffer),
+            Err(error) => Err(error),
+        };
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => break received.unwrap_or((0, Instant::now())),
+        }
+    };
+    buffer.truncate(length);
     if let (Some(passed), Some(key)) = (passed, key(&buffer)) {
-        passed.lock().entry(key).or_default().push(Instant::now());
+        passed.lock().entry(key).or_default().push(at);
     }
     buffer
 }

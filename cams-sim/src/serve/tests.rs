@@ -208,6 +208,41 @@ async fn a_received_call_is_processed_after_a_hang_up() {
     assert_eq!((sim.report().arrived, sim.report().created), (1, 1));
 }
 
+/// `CALL`, written to a new connection while the simulator does not run.
+fn write_call(running: &Running) -> std::net::TcpStream {
+    let mut stream = std::net::TcpStream::connect(running.addr()).unwrap();
+    std::io::Write::write_all(&mut stream, CALL.as_bytes()).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    stream
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_call_is_received_when_the_kernel_has_it() {
+    let running = start(&[]).await;
+    let stream = write_call(&running);
+    let written = tokio::time::Instant::now();
+    while running.report().arrived < 1 {
+        tokio::task::yield_now().await;
+    }
+    let arrival = running.arrivals().remove(0);
+    assert!(arrival.received <= written && written < arrival.at);
+    drop(stream);
+}
+
+#[tokio::test]
+async fn a_held_response_is_released_with_the_next_rules() {
+    let running = start(&["next=1,held"]).await;
+    let mut stream = TcpStream::from_std(write_call(&running)).unwrap();
+    while running.report().created < 1 {
+        tokio::task::yield_now().await;
+    }
+    running.set_faults(Vec::new());
+    let mut answer = [0; 15];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+}
+
 #[tokio::test]
 async fn the_simulator_can_be_controlled_over_http() {
     let running = start(&[]).await;
