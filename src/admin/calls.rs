@@ -337,7 +337,7 @@ fn why(details: &CallDetails) -> Vec<String> {
 fn left(call: &CallView, stage: &str) -> String {
     let when = match (stage, &call.first_request_id, call.attempts) {
         ("in_flight", None, 0) => {
-            "while another replica had the call under way: CAMS may have executed it."
+            "while another replica had the call, or could have it: CAMS may have executed it."
         }
         ("in_flight", None, _) => {
             "while an attempt was under way: CAMS may have executed the call."
@@ -654,7 +654,7 @@ mod tests {
                 "in_flight",
                 0,
                 None,
-                "while another replica had the call under way: CAMS may have executed it.",
+                "while another replica had the call, or could have it: CAMS may have executed it.",
             ),
             (
                 "in_flight",

@@ -195,24 +195,21 @@ fn unprotect(answered: &mut Result<Response<Full<Bytes>>, Refusal>) {
     }
 }
 
-/// A caller that waits for a record. If it leaves, its own record learns whether an attempt may have
-/// left: then the outcome is unknown to it.
+/// A caller that waits for a record. If it leaves, its own record learns whether CAMS may have
+/// executed the call: then the outcome is unknown to it.
 struct Waiting<'a> {
     waiter: Waiter,
+    /// Whether replicas share the key.
+    is_shared: bool,
     record: &'a mut Record,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if matches!(self.waiter.progress(), Progress::Claimed) {
-            return;
-        }
-        let attempts = self.waiter.attempts();
-        if let Some(attempts) = attempts {
+        if let Some(attempts) = self.waiter.attempts() {
             self.record.count(attempts.stats);
         }
-        // Otherwise another replica has it under way.
-        if attempts.is_none_or(|attempts| attempts.is_in_flight) {
+        if self.waiter.may_be_executed(self.is_shared) {
             self.record.follows_attempt();
         }
     }
@@ -501,6 +498,9 @@ impl KeyedCall<'_> {
                     return Ok(self.replay(&created, KeyState::Replayed, record));
                 }
                 Found::Unknown(unknown) => {
+                    // So it is to a caller that leaves meanwhile.
+                    record.repeats(&unknown.order.request_id);
+                    record.follows_attempt();
                     let seen = Box::pin(self.seen_elsewhere(&unknown)).await;
                     let ended = seen.as_ref().and_then(|state| state.end_of(&unknown));
                     match (ended, seen) {
@@ -512,10 +512,7 @@ impl KeyedCall<'_> {
                         (None, Some(SharedState::Claimed(_) | SharedState::Open(_))) => {
                             return Err(self.pending(&Progress::Open));
                         }
-                        (None, _) => {
-                            record.repeats(&unknown.order.request_id);
-                            return Err(self.unknown(&unknown));
-                        }
+                        (None, _) => return Err(self.unknown(&unknown)),
                     }
                 }
                 Found::Mismatch => return Err(mismatch()),
@@ -537,7 +534,12 @@ impl KeyedCall<'_> {
     /// Waits for the end of the call, at most until the end of the hold. Also until the end of a
     /// drain, if a later process or another replica will know the record.
     async fn wait(&self, waiter: Waiter, record: &mut Record) -> Result<Arc<Ending>, Progress> {
-        let mut waiting = Waiting { waiter, record };
+        let is_shared = self.services.shared_records.is_some();
+        let mut waiting = Waiting {
+            waiter,
+            is_shared: is_shared && self.order.order.kind == OrderKind::Keyed,
+            record,
+        };
         let is_kept = self.services.journal.is_some() || self.services.shared_records.is_some();
         let phases = &self.services.phases;
         let stopped = async {
@@ -834,7 +836,11 @@ impl Runner {
         };
         let claimed = match &self.owner {
             Some(Owner::Claimed(claim)) => shared.claim(|| claim.follow(), claim.abandoned()).await,
-            _ => shared.claim(|| {}, sleep_until(self.stamped_until)).await,
+            Some(Owner::Marked(marked)) => {
+                let gone = sleep_until(self.stamped_until);
+                shared.claim(|| marked.follow(), gone).await
+            }
+            None => return Ok(None),
         };
         match claimed {
             Ok(ClaimedKey::Mine) => Ok(None),
@@ -901,9 +907,7 @@ impl Runner {
         loop {
             // Nothing of the call can be executed here: no attempt is under way, and CAMS has refused
             // the earlier ones.
-            if matches!(self.owner, Some(Owner::Marked(_))) {
-                self.note_attempts(&call, false);
-            }
+            self.note_attempts(&call, false);
             let permit = tokio::select! {
                 biased;
                 () = self.abandoned() => return Ok(None),
@@ -934,7 +938,10 @@ impl Runner {
                 continue;
             };
             match call.decide(&judged.verdict) {
-                Decision::Again { after } => call.back_off(after).await,
+                Decision::Again { after } => {
+                    self.note_attempts(&call, false);
+                    call.back_off(after).await;
+                }
                 Decision::Reply { advice } => {
                     let end = end_of(&judged, attempt, self.is_sought);
                     // Otherwise the refusal of its one caller counts.

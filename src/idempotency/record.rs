@@ -157,7 +157,7 @@ pub(super) struct Running {
     /// False: it was sent while the store could not record its key. What the store says of the key is
     /// not about this call.
     is_in_store: AtomicBool,
-    /// `None`: this process has not sent it.
+    /// `None`: this process does not have the call yet, or another replica has it.
     attempts: Mutex<Option<Attempts>>,
     waiters: AtomicUsize,
     /// Notified when the last waiter has left.
@@ -303,6 +303,12 @@ impl Running {
         *self.attempts.lock() = Some(attempts);
     }
 
+    /// Another replica has sent an attempt.
+    pub(super) fn follow(&self) {
+        *self.attempts.lock() = None;
+        self.set(Progress::Open);
+    }
+
     pub(super) fn is_protected(&self) -> bool {
         self.is_protected.load(Ordering::Relaxed)
     }
@@ -352,9 +358,26 @@ impl Waiter {
         }
     }
 
-    /// How far the call is now.
+    /// How far the call is now. After an attempt that CAMS has refused it is queued again, as before
+    /// its first one.
     pub(crate) fn progress(&self) -> Progress {
-        self.progress.borrow().clone()
+        let attempts = self.attempts();
+        match &*self.progress.borrow() {
+            Progress::Open if attempts.is_some_and(|attempts| !attempts.is_in_flight) => {
+                Progress::Claimed
+            }
+            progress => progress.clone(),
+        }
+    }
+
+    /// Whether CAMS may have executed the call. If replicas share its key, another one may have the
+    /// call until this one has claimed it.
+    pub(crate) fn may_be_executed(&self, is_shared: bool) -> bool {
+        match self.progress() {
+            Progress::Claimed => is_shared && self.attempts().is_none(),
+            Progress::Open | Progress::Sought(_) => true,
+            Progress::Ended(ending) => !matches!(ending.end, End::Released),
+        }
     }
 
     /// Flowgate's id of the request with which the call began.
@@ -369,7 +392,8 @@ impl Waiter {
         }
     }
 
-    /// The attempts of the call, if this process has sent it.
+    /// The attempts of the call so far; `None` before this process has the call, and while another
+    /// replica has it.
     pub(crate) fn attempts(&self) -> Option<Attempts> {
         *self.running.attempts.lock()
     }

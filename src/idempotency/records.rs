@@ -648,7 +648,7 @@ impl Claim {
     /// Another replica has sent an attempt of this call.
     pub(crate) fn follow(&self) {
         if let Some(owned) = &self.0 {
-            owned.running.set(Progress::Open);
+            owned.running.follow();
         }
     }
 
@@ -707,6 +707,13 @@ impl Marked {
     pub(crate) fn note_attempts(&self, attempts: Attempts) {
         if let Some(owned) = &self.owned {
             owned.running.note_attempts(attempts);
+        }
+    }
+
+    /// Another replica has sent an attempt of this call.
+    pub(crate) fn follow(&self) {
+        if let Some(owned) = &self.owned {
+            owned.running.follow();
         }
     }
 

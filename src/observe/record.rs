@@ -161,9 +161,7 @@ impl Record {
         if let Some(order) = &mut self.order {
             let is_other = *first_request_id != *self.request_id;
             order.first_request_id = is_other.then(|| first_request_id.into());
-            if !is_other {
-                self.stage = Stage::Queued;
-            }
+            self.stage = Stage::Queued;
         }
     }
 

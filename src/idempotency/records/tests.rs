@@ -8,7 +8,7 @@ use crate::idempotency::fingerprint::{fingerprint, record_name};
 use crate::idempotency::key;
 use crate::idempotency::record::FlowDescription;
 use crate::observe::journal::{JournalOrder, KeyedEnd, KeyedResolution, Outcome, ResolvedAs};
-use crate::observe::record::CallNotes;
+use crate::observe::record::{CallNotes, CallStats};
 use crate::primitives::id::{AccountId, ClientId};
 
 const KEEP: Duration = Duration::from_secs(24 * 3600);
@@ -924,4 +924,44 @@ async fn counts_agree_with_the_states_of_the_records() {
     assert_eq!(records.count(), Count::default());
     // The latest flows of a space are known for longer than the calls that have created them.
     assert!(records.has_flow("77"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_may_be_executed_while_an_attempt_of_any_replica_may_be_under_way() {
+    let records = records(10);
+    let attempts = |is_in_flight| Attempts {
+        stats: CallStats {
+            waited: Duration::ZERO,
+            attempts: 1,
+        },
+        is_in_flight,
+    };
+    let (claim, waiter) = claim(&records, "k");
+    let queued = |waiter: &Waiter| matches!(waiter.progress(), Progress::Claimed);
+    assert!(queued(&waiter) && !waiter.may_be_executed(false));
+    assert!(
+        waiter.may_be_executed(true),
+        "another replica may have claimed the key"
+    );
+    claim.follow();
+    assert!(!queued(&waiter) && waiter.may_be_executed(true));
+    // The other one has freed the key, and this one has claimed it.
+    claim.note_attempts(attempts(false));
+    assert!(queued(&waiter) && !waiter.may_be_executed(true));
+    claim.note_attempts(attempts(true));
+    let marked = claim.mark(Instant::now());
+    assert!(!queued(&waiter) && waiter.may_be_executed(false));
+    // CAMS has refused the attempt.
+    marked.note_attempts(attempts(false));
+    assert!(queued(&waiter) && !waiter.may_be_executed(true));
+    // Another replica has taken the key meanwhile.
+    marked.follow();
+    assert!(!queued(&waiter) && waiter.may_be_executed(true));
+    marked.end(CallEnd::NotCreated, answer());
+    assert!(!waiter.may_be_executed(true));
+    let (claim, waiter) = self::claim(&records, "k");
+    claim
+        .mark(Instant::now())
+        .end(CallEnd::Created(created("1")), answer());
+    assert!(waiter.may_be_executed(false), "it is executed");
 }
