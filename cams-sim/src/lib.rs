@@ -1,10 +1,11 @@
 //! A simulated CAMS endpoint, written after CAMS's API page. It answers as Alibaba would, and
 //! records what it received.
 //!
-//! A call passes through the files in this order: `serve` reads it from a connection, `request`
-//! decodes it, `fault` may break it, `auth` checks key, time, signature and nonce, `limit` counts
-//! it, `flows` acts on the flows, `answer` writes the response, `record` keeps it. [`Sim`] joins
-//! them. No code is shared with Flowgate: a mistake in both would pass every test.
+//! A call passes through the files in this order: `serve` reads it from a connection, `stamp` knows
+//! when it arrived, `request` decodes it, `fault` may break it, `auth` checks key, time, signature
+//! and nonce, `limit` counts it, `flows` acts on the flows, `answer` writes the response, `record`
+//! keeps it. [`Sim`] joins them. No code is shared with Flowgate: a mistake in both would pass every
+//! test.
 //!
 //! Alibaba's sources of temporary keys are here too. A call of STS comes to the same address as one of
 //! CAMS; `sts` performs it. [`Sim::metadata`] serves an instance's metadata service and a credentials

@@ -48,7 +48,7 @@ async fn equal_calls_at_the_same_time_are_one_flow() {
     let harness = adopting().await;
     harness
         .sim
-        .set_faults(vec!["next=1,slow=1s".parse().unwrap()]);
+        .set_faults(vec!["next=1,slow=5s".parse().unwrap()]);
     let mut calls = JoinSet::new();
     for _ in 0..10 {
         let call = create(&harness, "Welcome", None);
@@ -81,18 +81,20 @@ async fn an_equal_call_after_an_answer_is_another_order() {
 #[tokio::test]
 async fn an_answer_that_no_caller_got_is_for_one_equal_call() {
     let harness = adopting().await;
-    harness
-        .sim
-        .set_faults(vec!["next=1,slow=1s".parse().unwrap()]);
+    harness.sim.set_faults(vec!["next=1,held".parse().unwrap()]);
     let call = create(&harness, "Welcome", None);
     let proxy = harness.proxy;
     let first = tokio::spawn(async move { call.send(proxy).await });
     harness.until(IN_FLIGHT, 1.0).await;
     first.abort();
-    let lane = || async { harness.metrics().await.get(IN_FLIGHT) };
-    while lane().await > 0.0 {
-        tokio::task::yield_now().await;
-    }
+    harness
+        .until(
+            "flowgate_cancelled_total{account=\"acme\",stage=\"in_flight\"}",
+            1.0,
+        )
+        .await;
+    harness.sim.set_faults(vec![]);
+    harness.until(IN_FLIGHT, 0.0).await;
     let second = send(&harness, "Welcome", None).await;
     assert_eq!(state(&second), "adopted");
     let third = send(&harness, "Welcome", None).await;

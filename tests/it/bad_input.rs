@@ -894,7 +894,7 @@ async fn an_idle_connection_outlives_the_header_timeout() {
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_after_the_idle_timeout() {
-    let harness = Harness::new("[listen]\nidle_timeout = \"300ms\"").await;
+    let harness = Harness::new("[listen]\nidle_timeout = \"2s\"").await;
     let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
     stream
         .write_all(&Call::v3(&harness.host(), "x").bytes())

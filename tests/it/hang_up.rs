@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use cams_sim::Settings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -134,11 +133,8 @@ async fn a_call_leaves_the_queue_at_a_close_after_a_pipelined_byte() {
 
 #[tokio::test]
 async fn a_hang_up_after_the_dispatch_leaves_the_attempt_running() {
-    let settings = Settings {
-        latency: Duration::from_millis(600),
-        ..Settings::default()
-    };
-    let harness = Harness::with(settings, "").await;
+    let harness = Harness::new("").await;
+    harness.sim.set_faults(vec!["next=1,held".parse().unwrap()]);
     let stream = come(&harness, "created all the same", Manner::Close).await;
     harness
         .until(
@@ -153,6 +149,7 @@ async fn a_hang_up_after_the_dispatch_leaves_the_attempt_running() {
             1.0,
         )
         .await;
+    harness.sim.set_faults(vec![]);
     let ended = "flowgate_attempts_total{account=\"acme\",action=\"CreateFlow\",code=\"OK\",status=\"200\"}";
     harness.until(ended, 1.0).await;
     assert_eq!(harness.sim.report().created, 1);
@@ -214,12 +211,9 @@ async fn a_crowd_that_hangs_up_together_leaves_no_call_behind() {
 async fn a_call_in_flight_at_a_half_close_is_in_the_journal() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
-    let settings = Settings {
-        latency: Duration::from_millis(500),
-        ..Settings::default()
-    };
     let journal = format!("[journal]\npath = \"{}\"", path.display());
-    let harness = Harness::with(settings, &journal).await;
+    let harness = Harness::new(&journal).await;
+    harness.sim.set_faults(vec!["next=1,held".parse().unwrap()]);
     let mut stream = come(&harness, "in flight", Manner::HalfClose).await;
     harness
         .until(
@@ -237,6 +231,7 @@ async fn a_call_in_flight_at_a_half_close_is_in_the_journal() {
             1.0,
         )
         .await;
+    harness.sim.set_faults(vec![]);
     harness.app.drain().await;
     let lines = std::fs::read_to_string(&path).unwrap();
     let events: Vec<serde_json::Value> = lines

@@ -129,6 +129,14 @@ pub(crate) async fn get(admin: SocketAddr, path: &str) -> caller::Reply {
         .expect("the admin port answers")
 }
 
+/// Checks that every call was served. Shows the first answer that says otherwise.
+#[track_caller]
+pub(crate) fn are_served(replies: &[caller::Reply]) {
+    let statuses: Vec<_> = replies.iter().map(|reply| reply.status).collect();
+    let other = replies.iter().find(|reply| reply.status != 200);
+    assert!(other.is_none(), "{statuses:?}: {other:?}");
+}
+
 // === impl Metrics ===
 
 impl Metrics {

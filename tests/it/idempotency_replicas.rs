@@ -14,10 +14,13 @@ use crate::keyed_calls::{created, created_twice, endpoint, flow_id, learn, order
 use crate::process::Process;
 use crate::redis::Redis;
 
-/// A replica without limits.
+/// A replica without limits. On a busy machine the store may answer late.
 async fn replica(sim: &Running, redis: &Redis, more: &str) -> Process {
     let store = redis.url();
-    let toml = format!("{more}\n[limits]\npreset = \"none\"\n[quota]\nstore = \"{store}\"\n");
+    let toml = format!(
+        "{more}\n[limits]\npreset = \"none\"\n\
+         [quota]\nstore = \"{store}\"\nstore_timeout = \"10s\"\n"
+    );
     Process::start(sim, &toml).await
 }
 

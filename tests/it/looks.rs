@@ -95,6 +95,8 @@ async fn a_lost_answer_is_found_within_the_hold() {
     let metrics = harness.metrics().await;
     let found = "flowgate_looks_total{account=\"acme\",result=\"found\"}";
     assert!(metrics.get(found) >= 1.0);
+    // The last one is written soon after the answer.
+    written(&journal, 3).await;
     let text = std::fs::read_to_string(&journal).unwrap();
     let resolved = |line: &&str| line.contains("\"event\":\"resolved\"");
     let line = text.lines().find(resolved).unwrap();

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use cams_sim::Running;
 use regex::Regex;
@@ -11,16 +12,18 @@ use serde_json::Value;
 use crate::caller::{Call, KEY, Reply, SECRET, try_exchange};
 use crate::harness::{self, Metrics};
 use crate::idempotency_replicas::until_served;
+use crate::journal::written;
 use crate::keyed_calls::{endpoint, flow_id, state};
 use crate::process::{ACME, Process};
 use crate::redis::Redis;
-use crate::unknown::{created, listed, request_id, settle};
+use crate::unknown::{created, listed, request_id, say, settle, status};
 
 /// Two replicas for an account with unique flow names, whose operators may act. Both are known in
 /// the store.
 async fn replicas(sim: &Running, redis: &Redis) -> [Process; 2] {
     let toml = format!(
-        "{ACME}flow_names = \"unique\"\n[limits]\npreset = \"none\"\n[quota]\nstore = \"{}\"\n",
+        "{ACME}flow_names = \"unique\"\n[limits]\npreset = \"none\"\n\
+         [quota]\nstore = \"{}\"\nstore_timeout = \"10s\"\n",
         redis.url()
     );
     let env = [
@@ -65,7 +68,7 @@ async fn ambiguous(replica: &Process) -> Value {
         if let Some(found) = found {
             return found.clone();
         }
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -151,7 +154,7 @@ async fn a_flow_that_an_operator_has_given_to_another_call_is_not_found_at_anoth
     let keyless = tokio::spawn(async move { keyless.send(proxy).await });
     let is_keyless = |one: &Value| one["flow_name"] == "keyless";
     while !listed(b.admin).await.iter().any(is_keyless) {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let id = request_id(b.admin, "keyless").await;
     let word = settle(b.admin, &created(&id, &flow)).await;
@@ -180,7 +183,7 @@ async fn a_word_about_a_call_without_a_key_that_a_crash_loses_can_be_said_again(
     let journal = folder.path().join("journal");
     let toml = format!(
         "{ACME}flow_names = \"unique\"\n[limits]\npreset = \"none\"\n[journal]\npath = \"{}\"\n\
-         [quota]\nstore = \"{}\"\n",
+         [quota]\nstore = \"{}\"\nstore_timeout = \"10s\"\n",
         journal.display(),
         redis.url()
     );
@@ -194,17 +197,11 @@ async fn a_word_about_a_call_without_a_key_that_a_crash_loses_can_be_said_again(
     assert_eq!(lost.status, 409, "{lost:?}");
     let flow = sim.flows()[0].id.clone();
     let id = request_id(process.admin, "twice").await;
-    let say = async |process: &Process| {
-        loop {
-            // The store is new, or this process is.
-            let said = settle(process.admin, &created(&id, &flow)).await;
-            if said.status != 503 {
-                return said;
-            }
-        }
-    };
-    let word = say(&process).await;
-    assert_eq!(word.status, 200, "{word:?}");
+    // The store is new, or the process is.
+    let word = created(&id, &flow);
+    let said = say(process.admin, &word).await;
+    assert_eq!(status(&said), 200, "{said:?}");
+    written(&journal, 3).await;
     process.kill().await;
     let lines = std::fs::read_to_string(&journal).unwrap();
     let before = lines.trim_end().rsplit_once('\n').unwrap().0;
@@ -212,8 +209,8 @@ async fn a_word_about_a_call_without_a_key_that_a_crash_loses_can_be_said_again(
     std::fs::write(&journal, format!("{before}\n")).unwrap();
     let process = start().await;
     assert_eq!(request_id(process.admin, "twice").await, id);
-    let again = say(&process).await;
-    assert_eq!(again.status, 200, "{again:?}");
+    let again = say(process.admin, &word).await;
+    assert_eq!(status(&again), 200, "{again:?}");
     assert!(listed(process.admin).await.is_empty());
 }
 
@@ -251,7 +248,10 @@ async fn a_look_whose_end_the_store_has_not_confirmed_is_repeated_soon() {
     let redis = Redis::start().await;
     // The script that records what a look has found writes, and then fails.
     redis.ask(&["ACL", "SETUSER", "default", "-hdel"]).await;
-    let store = format!("{toml}[quota]\nstore = \"{}\"\n", redis.url());
+    let store = format!(
+        "{toml}[quota]\nstore = \"{}\"\nstore_timeout = \"10s\"\n",
+        redis.url()
+    );
     let process = Process::start(&sim, &store).await;
     loop {
         let page = harness::get(process.admin, "/unknown").await.json();
@@ -261,7 +261,7 @@ async fn a_look_whose_end_the_store_has_not_confirmed_is_repeated_soon() {
         };
         let next_look = one["next_look_seconds"].as_u64();
         assert!(next_look.is_none_or(|seconds| seconds <= 600), "{one}");
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let metrics = Metrics::of(process.admin).await;
     let found = "flowgate_looks_total{account=\"acme\",result=\"found\"}";

@@ -8,9 +8,17 @@ use tokio::task::JoinSet;
 use crate::caller::{Call, Reply};
 use crate::harness::Harness;
 
-const OBSERVE: &str = "[queue]\nhold = \"30s\"";
+const OBSERVE: &str = "[queue]\nhold = \"30s\"\n[limits]\nCreateFlow = \"5/5s\"\n";
+/// Of that limit. Twenty calls arrive within it also on a busy machine.
+const WINDOW: Duration = Duration::from_secs(5);
 
-async fn observing(settings: Settings) -> Harness {
+/// In front of an endpoint that accepts this many calls per window.
+async fn observing(per_window: u32) -> Harness {
+    let settings = Settings::default().with_limit(Limit {
+        per_window,
+        window: WINDOW,
+        ..Limit::default()
+    });
     let sim =
         cams_sim::Sim::start(settings.with_key(crate::caller::KEY, crate::caller::SECRET, "acme"))
             .await
@@ -21,8 +29,8 @@ async fn observing(settings: Settings) -> Harness {
     );
     let toml = format!("{account}\n[upstream]\nurl = \"{}\"\n{OBSERVE}", sim.url());
     let harness = Harness::configured(sim, &toml).await;
-    // Nothing is sent in the first second of a process, nor counted as sent.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // Nothing is sent in the first window of a process, nor counted as sent.
+    tokio::time::sleep(WINDOW + Duration::from_millis(100)).await;
     harness
 }
 
@@ -46,14 +54,10 @@ async fn decisions(harness: &Harness) -> [f64; 3] {
 
 #[tokio::test]
 async fn in_observe_mode_calls_are_sent_immediately_and_simulated_waits_counted() {
-    let limit = Limit {
-        per_window: 1000,
-        ..Limit::default()
-    };
-    let harness = observing(Settings::default().with_limit(limit)).await;
+    let harness = observing(1000).await;
     let replies = twenty(&harness).await;
     assert!(replies.iter().all(|reply| reply.status == 200));
-    assert_eq!(harness.sim.report().worst_window, 20, "all within a second");
+    assert_eq!(harness.sim.report().worst_window, 20, "all within a window");
     assert_eq!(decisions(&harness).await, [5.0, 15.0, 0.0]);
     let page = harness.get("/lanes").await.json();
     assert_eq!(
@@ -66,7 +70,7 @@ async fn in_observe_mode_calls_are_sent_immediately_and_simulated_waits_counted(
 
 #[tokio::test]
 async fn in_observe_mode_refusals_are_returned_and_not_retried() {
-    let harness = observing(Settings::default()).await;
+    let harness = observing(5).await;
     let replies = twenty(&harness).await;
     let refused: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
     assert_eq!(refused.len(), 15);

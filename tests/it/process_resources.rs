@@ -116,11 +116,9 @@ async fn one_worker_thread_is_enough() {
         calls.spawn(async move { call.send(proxy).await.status });
     }
     // The thread is free while they wait. One more thread writes the log, and one has built this
-    // page.
-    assert_eq!(
-        Metrics::of(flowgate.admin).await.get("process_threads"),
-        3.0
-    );
+    // page. A blocking job at that moment has another one.
+    let threads = Metrics::of(flowgate.admin).await.get("process_threads");
+    assert!((3.0..=4.0).contains(&threads), "{threads}");
     assert_eq!(calls.join_all().await, [200; 12]);
     assert_eq!((sim.report().created, sim.report().refused), (12, 0));
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::caller::{Call, KEY, Reply, SECRET, exchange};
-use crate::harness::{self, Metrics};
+use crate::harness::{self, GAP, Metrics, are_served};
 use crate::process::Process;
 use crate::redis::{Cluster, Redis, SERVICE, Watched};
 
@@ -25,6 +25,9 @@ struct Fleet {
 
 /// Delays that a busy machine may add between Flowgate's clock and the endpoint's.
 const PATH: Duration = Duration::from_millis(50);
+
+/// Continues `[quota]`: a store that may answer late, as on a busy machine.
+const PATIENT: &str = "\nstore_timeout = \"10s\"\n";
 
 /// A relay to the store that can be slowed down, or blocked without closing.
 struct Way {
@@ -102,17 +105,31 @@ impl Fleet {
     }
 
     async fn without_store(replicas: usize, quota: &str) -> Self {
+        Self::with_quotas(&vec![quota.to_owned(); replicas]).await
+    }
+
+    /// Starts a replica with each of these quotas.
+    async fn with_quotas(quotas: &[String]) -> Self {
         let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
             .await
             .unwrap();
-        let more = format!("[queue]\nhold = \"1m\"\nmax_hold = \"1m\"\n[quota]\n{quota}");
-        let mut processes = Vec::new();
-        for _ in 0..replicas {
-            processes.push(Process::start(&sim, &more).await);
+        let mut replicas = Vec::new();
+        for quota in quotas {
+            let more = format!("[queue]\nhold = \"1m\"\nmax_hold = \"1m\"\n{GAP}[quota]\n{quota}");
+            replicas.push(Process::start(&sim, &more).await);
         }
-        Self {
-            sim,
-            replicas: processes,
+        Self { sim, replicas }
+    }
+
+    /// Waits until each has its part, which it uses while the store is down: all have known it for
+    /// a second.
+    async fn have_parts(&self) {
+        sleep(Duration::from_secs(1)).await;
+        let beats = "flowgate_store_seconds_count{op=\"beat\"}";
+        for replica in &self.replicas {
+            let before = Metrics::of(replica.admin).await.get(beats);
+            // The first of the two may have been sent earlier.
+            Metrics::until(replica.admin, beats, |now| now >= before + 2.0).await;
         }
     }
 
@@ -153,14 +170,7 @@ impl Fleet {
 
     /// Checks that every call was processed once.
     fn all_served(&self, answers: &[Reply]) {
-        assert!(
-            answers.iter().all(|answer| answer.status == 200),
-            "{:?}",
-            answers
-                .iter()
-                .map(|answer| &answer.body)
-                .collect::<Vec<_>>()
-        );
+        are_served(answers);
         let report = self.sim.report();
         assert_eq!(
             (report.created, report.duplicates),
@@ -172,7 +182,7 @@ impl Fleet {
 #[tokio::test]
 async fn two_replicas_share_one_quota() {
     let redis = Redis::start().await;
-    let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    let fleet = Fleet::start(2, &format!("store = \"{}\"{PATIENT}", redis.url())).await;
     let answers = fleet.calls("call", 40).join_all().await;
     fleet.all_served(&answers);
     assert_eq!(fleet.worst_second(), 5);
@@ -192,7 +202,7 @@ async fn the_quota_is_shared_over_tls_a_cluster_and_sentinels() {
         format!("store = {}\nstore_sentinel = \"{SERVICE}\"", watched.urls()),
     ];
     for quota in quotas {
-        let fleet = Fleet::start(2, &quota).await;
+        let fleet = Fleet::start(2, &format!("{quota}{PATIENT}")).await;
         let answers = fleet.calls("call", 12).join_all().await;
         fleet.all_served(&answers);
         assert_eq!(fleet.worst_second(), 5, "{quota}");
@@ -203,6 +213,7 @@ async fn the_quota_is_shared_over_tls_a_cluster_and_sentinels() {
 async fn a_restarted_store_loses_no_call_and_keeps_the_rate() {
     let mut redis = Redis::start().await;
     let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    fleet.have_parts().await;
     let calls = fleet.calls("call", 60);
     sleep(Duration::from_secs(2)).await;
     redis.stop().await;
@@ -231,6 +242,7 @@ async fn a_restarted_store_loses_no_call_and_keeps_the_rate() {
 async fn a_frozen_store_counts_as_down_until_it_responds() {
     let redis = Redis::start().await;
     let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    fleet.have_parts().await;
     let calls = fleet.calls("call", 50);
     sleep(Duration::from_secs(2)).await;
     redis.freeze().await;
@@ -247,6 +259,7 @@ async fn a_failover_under_load_keeps_the_rate() {
     let mut watched = Watched::start().await;
     let quota = format!("store = {}\nstore_sentinel = \"{SERVICE}\"", watched.urls());
     let fleet = Fleet::start(2, &quota).await;
+    fleet.have_parts().await;
     let calls = fleet.calls("call", 50);
     sleep(Duration::from_secs(2)).await;
     watched.master.stop().await;
@@ -260,6 +273,7 @@ async fn a_slow_store_counts_as_down() {
     let redis = Redis::start().await;
     let way = Way::to(redis.port).await;
     let fleet = Fleet::start(2, &format!("store = \"redis://{}\"", way.address)).await;
+    fleet.have_parts().await;
     let calls = fleet.calls("call", 40);
     sleep(Duration::from_secs(2)).await;
     way.condition
@@ -274,17 +288,21 @@ async fn a_slow_store_counts_as_down() {
 
 #[tokio::test]
 async fn a_store_at_any_latency_is_used_or_reported_down() {
-    for distance in [0, 5, 20, 100, 400] {
+    // Each is far from the timeout, because a busy machine adds to it.
+    for distance in [0, 5, 20, 100, 3000] {
         let redis = Redis::start().await;
         let way = Way::to(redis.port).await;
-        let fleet = Fleet::start(1, &format!("store = \"redis://{}\"", way.address)).await;
-        // From then on it has a part.
-        sleep(Duration::from_secs(1)).await;
+        let quota = format!(
+            "store = \"redis://{}\"\nstore_timeout = \"1s\"",
+            way.address
+        );
+        let fleet = Fleet::start(1, &quota).await;
+        fleet.have_parts().await;
         way.condition
             .send_replace(Condition::Late(Duration::from_millis(distance)));
         let admin = fleet.replicas[0].admin;
         let up = Metrics::until(admin, "flowgate_store_up", |up| {
-            (up == 1.0) == (distance < 250)
+            (up == 1.0) == (distance < 1000)
         })
         .await;
         let answers = fleet.calls("call", 10).join_all().await;
@@ -313,7 +331,8 @@ async fn a_distant_store_is_used_and_its_latency_reported() {
     let way = Way::to(redis.port).await;
     way.condition
         .send_replace(Condition::Late(Duration::from_millis(60)));
-    let fleet = Fleet::start(2, &format!("store = \"redis://{}\"", way.address)).await;
+    let quota = format!("store = \"redis://{}\"{PATIENT}", way.address);
+    let fleet = Fleet::start(2, &quota).await;
     let answers = fleet.calls("call", 20).join_all().await;
     fleet.all_served(&answers);
     assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
@@ -332,16 +351,12 @@ async fn a_distant_store_is_used_and_its_latency_reported() {
 async fn a_disconnected_replica_uses_only_its_part() {
     let redis = Redis::start().await;
     let way = Way::to(redis.port).await;
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
-        .await
-        .unwrap();
-    let hold = "[queue]\nhold = \"1m\"\nmax_hold = \"1m\"\n[quota]\n";
-    let mut replicas = Vec::new();
-    for address in [way.address.to_string(), format!("127.0.0.1:{}", redis.port)] {
-        replicas.push(Process::start(&sim, &format!("{hold}store = \"redis://{address}\"")).await);
-    }
-    let fleet = Fleet { sim, replicas };
+    let stores = [format!("redis://{}", way.address), redis.url()];
+    // Also on a busy machine the other one answers within that.
+    let quotas = stores.map(|store| format!("store = \"{store}\"\nstore_timeout = \"3s\""));
+    let fleet = Fleet::with_quotas(&quotas).await;
     fleet.all("flowgate_replicas", 2.0).await;
+    fleet.have_parts().await;
     let calls = fleet.calls("call", 70);
     sleep(Duration::from_secs(2)).await;
     // Nothing passes, and the server still sees an open connection.
@@ -364,7 +379,7 @@ async fn a_disconnected_replica_uses_only_its_part() {
 #[tokio::test]
 async fn a_flushed_store_costs_one_burst_and_no_call() {
     let redis = Redis::start().await;
-    let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    let fleet = Fleet::start(2, &format!("store = \"{}\"{PATIENT}", redis.url())).await;
     let calls = fleet.calls("call", 40);
     sleep(Duration::from_millis(2500)).await;
     redis.flush().await;
@@ -376,7 +391,7 @@ async fn a_flushed_store_costs_one_burst_and_no_call() {
 #[tokio::test]
 async fn a_killed_replica_loses_only_its_own_calls() {
     let redis = Redis::start().await;
-    let mut fleet = Fleet::start(3, &format!("store = \"{}\"", redis.url())).await;
+    let mut fleet = Fleet::start(3, &format!("store = \"{}\"{PATIENT}", redis.url())).await;
     let victim = fleet.replicas.pop().unwrap();
     let proxy = victim.proxy;
     let mut lost = JoinSet::new();
@@ -390,7 +405,7 @@ async fn a_killed_replica_loses_only_its_own_calls() {
     let killed = Instant::now();
     fleet.all("flowgate_replicas", 2.0).await;
     let answers = calls.join_all().await;
-    assert!(answers.iter().all(|answer| answer.status == 200));
+    are_served(&answers);
     let answered = lost
         .join_all()
         .await
@@ -408,7 +423,7 @@ async fn a_killed_replica_loses_only_its_own_calls() {
     after.retain(|at| *at > killed + Duration::from_secs(2));
     let seconds = after.last().unwrap().duration_since(after[0]).as_secs_f64();
     assert!(
-        after.len() as f64 >= 4.5 * seconds,
+        after.len() as f64 >= 4.0 * seconds,
         "{} in {seconds} s",
         after.len()
     );
@@ -423,7 +438,8 @@ async fn a_killed_replica_loses_only_its_own_calls() {
 async fn before_the_first_contact_with_the_store_nothing_is_sent() {
     let mut redis = Redis::start().await;
     redis.stop().await;
-    let fleet = Fleet::without_store(1, &format!("store = \"{}\"", redis.url())).await;
+    let quota = format!("store = \"{}\"{PATIENT}", redis.url());
+    let fleet = Fleet::without_store(1, &quota).await;
     let refused = fleet.calls("call", 1).join_all().await.pop().unwrap();
     assert_eq!(
         (refused.status, refused.code().as_str()),
@@ -440,11 +456,11 @@ async fn before_the_first_contact_with_the_store_nothing_is_sent() {
 #[tokio::test]
 async fn with_on_store_failure_refuse_calls_are_refused_while_the_store_is_down() {
     let mut redis = Redis::start().await;
-    let fleet = Fleet::start(
-        2,
-        &format!("store = \"{}\"\non_store_failure = \"refuse\"", redis.url()),
-    )
-    .await;
+    let quota = format!(
+        "store = \"{}\"\non_store_failure = \"refuse\"{PATIENT}",
+        redis.url()
+    );
+    let fleet = Fleet::start(2, &quota).await;
     let served = fleet.calls("served", 5).join_all().await;
     fleet.all_served(&served);
     redis.stop().await;
@@ -465,7 +481,7 @@ async fn with_on_store_failure_refuse_calls_are_refused_while_the_store_is_down(
 #[tokio::test]
 async fn a_nonce_is_good_for_one_replica() {
     let redis = Redis::start().await;
-    let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    let fleet = Fleet::start(2, &format!("store = \"{}\"{PATIENT}", redis.url())).await;
     let [one, other] = [0, 1].map(|index| fleet.replicas[index].proxy);
     let call = Call::v1(&one.to_string(), "once");
     assert_eq!(call.send(one).await.status, 200);

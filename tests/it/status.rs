@@ -597,7 +597,7 @@ async fn repetitions_of_a_lost_call_and_calls_that_wait_are_not_counted_as_lost(
         let lost = keyed("lost-key", "30s").send(harness.proxy).await;
         assert_eq!(state(&lost), (409, "unknown".to_owned()));
     }
-    fault("next=1,slow=1s");
+    fault("next=1,held");
     let (slow, proxy) = (keyed("slow", "30s"), harness.proxy);
     let slow = tokio::spawn(async move { slow.send(proxy).await });
     while harness.sim.report().arrived < 3 {
@@ -605,6 +605,7 @@ async fn repetitions_of_a_lost_call_and_calls_that_wait_are_not_counted_as_lost(
     }
     let waits = keyed("slow", "200ms").send(harness.proxy).await;
     assert_eq!(state(&waits), (409, "pending".to_owned()));
+    harness.sim.set_faults(vec![]);
     assert_eq!(slow.await.unwrap().status, 200);
 
     let metrics = harness.metrics().await;

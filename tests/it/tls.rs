@@ -485,17 +485,17 @@ async fn a_silent_close_outside_of_a_call_is_not_an_error() {
 
 #[tokio::test]
 async fn a_drain_answers_calls_in_flight_and_sends_close_notify() {
-    let settings = Settings {
-        latency: Duration::from_millis(700),
-        ..Settings::default()
-    };
-    let place = Place::with(settings, "", "[drain]\ngrace = \"10s\"").await;
+    let place = Place::with(Settings::default(), "", "[drain]\ngrace = \"60s\"").await;
     let mut idle = place.connect().await;
     let mut busy = place.connect().await;
     assert_eq!(
         send(&mut idle, &place.call("before")).await.unwrap().status,
         200
     );
+    place
+        .harness
+        .sim
+        .set_faults(vec!["next=1,held".parse().unwrap()]);
     busy.write_all(&place.call("under way").bytes())
         .await
         .unwrap();
@@ -509,6 +509,7 @@ async fn a_drain_answers_calls_in_flight_and_sends_close_notify() {
     let drain = tokio::spawn(place.harness.app.drain());
     // Without close_notify this would be an error.
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
+    place.harness.sim.set_faults(vec![]);
     let reply = read_reply(&mut busy).await.unwrap();
     assert_eq!(
         (reply.status, reply.header("connection")),
