@@ -24,6 +24,10 @@ pub(super) const MAX_QUEUED: usize = 4 << 20;
 /// Maximum size of one batch in bytes. All attempts of a batch wait for its last line.
 const MAX_BATCH: usize = 64 << 10;
 
+/// Maximum size in bytes of the lines that are kept while the disk takes none: the ends of some five
+/// thousand attempts.
+const MAX_OWED: usize = 1 << 20;
+
 /// How long the end of the process waits for a disk that hangs.
 const END_WITHIN: Duration = Duration::from_secs(1);
 
@@ -85,6 +89,10 @@ struct Worker<S> {
     health: Arc<Health>,
     queue_space: Arc<Semaphore>,
     last_queued: Instant,
+    /// Lines that nothing waits for and that could not be written, such as the ends of attempts. They
+    /// are written before the next line.
+    owed: Vec<Bytes>,
+    owed_size: usize,
     _end: Sender<()>,
 }
 
@@ -115,6 +123,8 @@ impl Writer {
             health: health.clone(),
             queue_space: queue_space.clone(),
             last_queued: Instant::now(),
+            owed: Vec::new(),
+            owed_size: 0,
             _end: end,
         };
         thread::Builder::new()
@@ -258,6 +268,7 @@ impl<S: Sink> Worker<S> {
             }
             self.write(batch);
         }
+        self.write_owed();
     }
 
     fn write(&mut self, batch: Batch) {
@@ -266,21 +277,48 @@ impl<S: Sink> Worker<S> {
         if let [first, .., last] | [first @ last] = &*lines {
             self.last_queued = last.queued_at;
             self.health.begin(first.queued_at);
+            self.write_owed();
             let bytes: Vec<_> = lines.iter().map(|line| line.bytes.clone()).collect();
             let are_written = self.append(&bytes);
-            let unsent: Vec<_> = lines
-                .into_iter()
-                .zip(are_written)
-                .filter_map(|(line, is_written)| line.handled(is_written))
-                .map(Bytes::from)
-                .collect();
+            let mut unsent = Vec::new();
+            for (line, is_written) in lines.into_iter().zip(are_written) {
+                if !is_written && line.attempt.is_none() {
+                    self.owe(line.bytes.clone());
+                }
+                unsent.extend(line.handled(is_written).map(Bytes::from));
+            }
             if !unsent.is_empty() {
-                self.append(&unsent);
+                let are_written = self.append(&unsent);
+                for (line, is_written) in unsent.into_iter().zip(are_written) {
+                    if !is_written {
+                        self.owe(line);
+                    }
+                }
             }
         }
         for flushed in batch.flushes {
             // An error means that the drain has stopped waiting.
             let _gone = flushed.send(());
+        }
+    }
+
+    /// Keeps a line that could not be written, if there is room.
+    fn owe(&mut self, line: Bytes) {
+        if self.owed_size + line.len() <= MAX_OWED {
+            self.owed_size += line.len();
+            self.owed.push(line);
+        }
+    }
+
+    /// Writes the lines that could not be written before, until one still cannot.
+    fn write_owed(&mut self) {
+        while !self.owed.is_empty() {
+            let WriteResult { lines, lost, .. } = self.sink.append(&self.owed);
+            let written: usize = self.owed.drain(..lines - lost).map(|line| line.len()).sum();
+            self.owed_size -= written;
+            if lost > 0 {
+                return;
+            }
         }
     }
 

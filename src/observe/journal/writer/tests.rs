@@ -342,6 +342,69 @@ async fn on_a_full_disk_attempts_continue() {
 }
 
 #[tokio::test]
+async fn the_ends_of_attempts_are_written_when_the_disk_has_room() {
+    let mut bench = Bench::new(1);
+    bench.writer.push(line("1 done"));
+    bench.begun.recv().await.unwrap();
+    bench.go_on.send(Write::Failed).unwrap();
+    // The end of the first attempt is tried again, then the line of the second.
+    let attempt = bench.attempt(line("2 sent"));
+    for _ in 0..2 {
+        bench.begun.recv().await.unwrap();
+        bench.go_on.send(Write::Failed).unwrap();
+    }
+    assert!(!attempt.await.unwrap(), "it is sent without its line");
+    assert_eq!(bench.text(), "");
+    bench.writer.push(line("3 done"));
+    for _ in 0..2 {
+        bench.begun.recv().await.unwrap();
+        bench.go_on.send(Write::Done).unwrap();
+    }
+    bench.writer.flushed().await;
+    assert_eq!(bench.text(), "1 done\n3 done\n");
+}
+
+#[tokio::test]
+async fn the_end_of_the_process_writes_the_ends_of_attempts() {
+    let mut bench = Bench::new(1);
+    bench.writer.push(line("1 done"));
+    bench.begun.recv().await.unwrap();
+    bench.go_on.send(Write::Failed).unwrap();
+    let Bench {
+        writer, written, ..
+    } = bench;
+    bench.go_on.send(Write::Done).unwrap();
+    tokio::task::spawn_blocking(move || drop(writer))
+        .await
+        .unwrap();
+    assert_eq!(written.lock().concat(), "1 done\n");
+}
+
+#[tokio::test]
+async fn the_lines_that_are_owed_are_bounded() {
+    let mut bench = Bench::new(1);
+    let long = line(&"x".repeat(MAX_BATCH));
+    let lines = MAX_OWED / MAX_BATCH;
+    for index in 0..2 * lines {
+        bench.writer.push(long.clone());
+        // The lines that are owed, but for the first time, and this one.
+        for _ in 0..if index == 0 { 1 } else { 2 } {
+            bench.begun.recv().await.unwrap();
+            bench.go_on.send(Write::Failed).unwrap();
+        }
+    }
+    bench.writer.push(line("last"));
+    for _ in 0..2 {
+        bench.begun.recv().await.unwrap();
+        bench.go_on.send(Write::Done).unwrap();
+    }
+    bench.writer.flushed().await;
+    let written = bench.text();
+    assert!(written.ends_with("\nlast\n") && written.len() <= MAX_OWED + 5);
+    assert!(written.len() > MAX_OWED - 2 * MAX_BATCH);
+}
+
+#[tokio::test]
 async fn when_the_thread_panics_attempts_continue_without_it() {
     let mut bench = Bench::new(1);
     let first = bench.hang().await;
