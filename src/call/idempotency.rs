@@ -773,6 +773,7 @@ impl KeyedCall<'_> {
             state => state,
         };
         let response = reply::replay(&flow, state, self.format);
+        record.replays(created.request_id.as_deref());
         record.answered(Outcome::Ok, "OK", StatusCode::OK);
         response
     }

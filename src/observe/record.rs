@@ -173,6 +173,11 @@ impl Record {
         self.count(CallStats { waited, attempts });
     }
 
+    /// Its answer is that of an earlier call.
+    pub(crate) fn replays(&mut self, cams_request_id: Option<&str>) {
+        self.cams_request_id = cams_request_id.map(Into::into);
+    }
+
     /// An attempt of the call that answers for this one may have left, and its answer is not known.
     pub(crate) fn follows_attempt(&mut self) {
         self.stage = Stage::InFlight;

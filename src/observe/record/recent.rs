@@ -34,9 +34,9 @@ struct Calls {
 /// A call that has ended.
 pub(super) struct EndedCall {
     pub(super) request_id: Arc<str>,
-    /// That of the last attempt.
+    /// That of the last attempt, or of the answer that it repeats.
     pub(super) cams_request_id: Option<Box<str>>,
-    /// That of the call that it repeats.
+    /// That of the call that it waited for, or whose outcome is unknown.
     pub(super) first_request_id: Option<Box<str>>,
     pub(super) at: Instant,
     /// `None` if it ended before it was classified.
@@ -64,9 +64,9 @@ pub(super) struct EndedCall {
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub(crate) struct CallView {
     pub(crate) request_id: Box<str>,
-    /// That of the last attempt.
+    /// That of the last attempt, or of the answer that it repeats.
     pub(crate) cams_request_id: Option<Box<str>>,
-    /// That of the call that it repeats.
+    /// That of the call that it waited for, or whose outcome is unknown.
     pub(crate) first_request_id: Option<Box<str>>,
     pub(crate) age_seconds: u64,
     pub(crate) account: String,
@@ -169,7 +169,9 @@ impl Recent {
         let calls = || calls.others.iter().chain(&calls.successful);
         calls()
             .find(|call| call.request_id.eq_ignore_ascii_case(request_id))
-            .or_else(|| calls().find(|call| call.has_cams_request_id(request_id)))
+            .or_else(|| calls().find(|call| call.attempts > 0 && call.is_answered_by(request_id)))
+            // The call that was sent may be forgotten, and its repetitions have its answer.
+            .or_else(|| calls().find(|call| call.is_answered_by(request_id)))
             .map(EndedCall::details)
     }
 }
@@ -216,12 +218,13 @@ impl EndedCall {
         self.way.as_ref().map_or(&[], |way| &way.attempts)
     }
 
-    fn has_cams_request_id(&self, request_id: &str) -> bool {
+    /// Whether an answer of CAMS to it, or to the call that it repeats, had this id.
+    fn is_answered_by(&self, cams_request_id: &str) -> bool {
         let failed = self.failed_attempts().iter();
         failed
             .filter_map(|attempt| attempt.cams_request_id.as_deref())
             .chain(self.cams_request_id.as_deref())
-            .any(|known| known.eq_ignore_ascii_case(request_id))
+            .any(|known| known.eq_ignore_ascii_case(cams_request_id))
     }
 
     fn view(&self) -> CallView {
