@@ -24,7 +24,7 @@ const SECRETS: [&str; 6] = [
 /// One request for credentials, or for the caller's identity.
 #[derive(Debug, Clone)]
 pub struct CredentialRequest {
-    /// When the kernel received its first bytes; without a socket, when it was complete.
+    /// When the kernel received the bytes that were read first; without a socket, when it was complete.
     pub received: Instant,
     /// The action of STS, or `MetadataToken`, `MetadataRole`, `MetadataCredentials`,
     /// `CredentialsUri`; empty for anything else.

@@ -14,7 +14,7 @@ use crate::Scheme;
 /// One received call.
 #[derive(Debug, Clone)]
 pub struct Arrival {
-    /// When the kernel received its first bytes; without a socket, when it was complete.
+    /// When the kernel received the bytes that were read first; without a socket, when it was complete.
     pub received: Instant,
     /// When it was counted: later by the jitter.
     pub at: Instant,

@@ -137,7 +137,8 @@ impl Sim {
         if let Some(tls) = tls {
             match tls.accept(stream).await {
                 Ok(stream) => {
-                    // So far the handshake was received.
+                    // So far the handshake was received, and rarely the first request with it: that has
+                    // the time at which it is read.
                     begin.end();
                     drop(self.serve_io(stream, begin).await);
                 }

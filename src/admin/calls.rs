@@ -342,7 +342,7 @@ fn left(call: &CallView, stage: &str) -> String {
         ("in_flight", None, _) => {
             "while an attempt was under way: CAMS may have executed the call."
         }
-        ("in_flight", Some(_), _) => "while an attempt of that call was under way.",
+        ("in_flight", Some(_), _) => "while CAMS may have executed that call.",
         (_, Some(_), _) => "while that call was queued.",
         (_, None, 0) => "before it was sent: CAMS has done nothing.",
         (_, None, _) => "while it was queued again: CAMS has done nothing.",
@@ -660,7 +660,7 @@ mod tests {
                 "in_flight",
                 0,
                 Some("F-1"),
-                "while an attempt of that call was under way.",
+                "while CAMS may have executed that call.",
             ),
         ] {
             let mut details = details(Outcome::Cancelled, "cancelled", 0);

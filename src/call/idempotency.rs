@@ -3,6 +3,7 @@
 //! continues when they disconnect, and a repetition of the call waits with them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -587,7 +588,8 @@ impl KeyedCall<'_> {
             Err(refusal) => {
                 let mut refusal = refusal.clone();
                 if ending.was_sent() {
-                    refusal.key = state.map(KeyState::label);
+                    let key = refusal.key;
+                    refusal.key = state.map(|state| key.unwrap_or(state.label()));
                 }
                 if let End::Unknown(unknown) = &ending.end
                     && self.is_repeatable()
@@ -719,9 +721,10 @@ impl KeyedCall<'_> {
             // CAMS's own refusal is for all who waited for it.
             End::Released if ending.was_sent() => {
                 let refused = self.first(ending, record);
+                let first = KeyState::First.label();
                 Some(refused.map_err(|refusal| match refusal.key {
-                    Some(_) => refusal.with_key(self.attached_state().label()),
-                    None => refusal,
+                    Some(key) if key == first => refusal.with_key(self.attached_state().label()),
+                    _ => refusal,
                 }))
             }
             End::Released if Instant::now() >= self.answer_by => {
@@ -835,14 +838,27 @@ impl Runner {
         let Some(shared) = &mut self.shared else {
             return Ok(None);
         };
+        let is_followed = AtomicBool::new(false);
         let claimed = match &self.owner {
-            Some(Owner::Claimed(claim)) => shared.claim(|| claim.follow(), claim.abandoned()).await,
+            Some(Owner::Claimed(claim)) => {
+                claim.forget_attempts();
+                let follow = || {
+                    is_followed.store(true, Ordering::Relaxed);
+                    claim.follow();
+                };
+                shared.claim(follow, claim.abandoned()).await
+            }
             Some(Owner::Marked(marked)) => {
-                let gone = sleep_until(self.stamped_until);
-                shared.claim(|| marked.follow(), gone).await
+                marked.forget_attempts();
+                let follow = || {
+                    is_followed.store(true, Ordering::Relaxed);
+                    marked.follow();
+                };
+                shared.claim(follow, sleep_until(self.stamped_until)).await
             }
             None => return Ok(None),
         };
+        let is_followed = is_followed.into_inner();
         match claimed {
             Ok(ClaimedKey::Mine) => Ok(None),
             Ok(ClaimedKey::Ended(end, stamped_until)) => {
@@ -852,11 +868,13 @@ impl Runner {
                 Ok(Some(Ok(Some((end, None)))))
             }
             Ok(ClaimedKey::Mismatch) => Err(mismatch()),
-            // CAMS has refused the earlier attempts, and the hold is over.
-            Ok(ClaimedKey::Abandoned) if matches!(self.owner, Some(Owner::Marked(_))) => {
-                Err(still_queued().with_key(KeyState::Pending.label()))
+            Ok(ClaimedKey::Abandoned) if matches!(self.owner, Some(Owner::Claimed(_))) => {
+                Ok(Some(Ok(None)))
             }
-            Ok(ClaimedKey::Abandoned) => Ok(Some(Ok(None))),
+            // An attempt of another replica may be under way.
+            Ok(ClaimedKey::Abandoned) | Err(_) if is_followed => Err(pending(&Progress::Open)),
+            // CAMS has refused the earlier attempts, and the hold is over.
+            Ok(ClaimedKey::Abandoned) => Err(pending(&Progress::Claimed)),
             Err(_logged) => self.lose_store().map(|()| None),
         }
     }
@@ -879,6 +897,11 @@ impl Runner {
             Some(Owner::Marked(marked)) => marked.lose_protection(lost),
             None => {}
         }
+    }
+
+    /// Whether a caller waits for the marked call.
+    fn is_awaited(&self) -> bool {
+        matches!(&self.owner, Some(Owner::Marked(marked)) if marked.is_awaited())
     }
 
     /// Waits until no caller waits for the call any more.
@@ -927,6 +950,12 @@ impl Runner {
                     Some(ended) => return ended,
                     None => continue,
                 }
+            }
+            // Its callers may have left while the store marked the key.
+            if !self.is_awaited() {
+                call.record.unsent();
+                drop((permit, sending));
+                return Ok(None);
             }
             let attempt = sending.note.as_ref().map(|note| note.attempt().into());
             let attempted = call.attempt(permit, sending).await;

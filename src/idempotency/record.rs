@@ -303,9 +303,14 @@ impl Running {
         *self.attempts.lock() = Some(attempts);
     }
 
+    /// Another replica may have the call.
+    pub(super) fn forget_attempts(&self) {
+        *self.attempts.lock() = None;
+    }
+
     /// Another replica has sent an attempt.
     pub(super) fn follow(&self) {
-        *self.attempts.lock() = None;
+        self.forget_attempts();
         self.set(Progress::Open);
     }
 

@@ -645,6 +645,13 @@ impl Claim {
         }
     }
 
+    /// The key must be claimed: another replica may have the call.
+    pub(crate) fn forget_attempts(&self) {
+        if let Some(owned) = &self.0 {
+            owned.running.forget_attempts();
+        }
+    }
+
     /// Another replica has sent an attempt of this call.
     pub(crate) fn follow(&self) {
         if let Some(owned) = &self.0 {
@@ -707,6 +714,20 @@ impl Marked {
     pub(crate) fn note_attempts(&self, attempts: Attempts) {
         if let Some(owned) = &self.owned {
             owned.running.note_attempts(attempts);
+        }
+    }
+
+    /// Whether a caller waits for the call.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.owned
+            .as_ref()
+            .is_some_and(|owned| owned.running.is_awaited())
+    }
+
+    /// The key must be claimed again: another replica may have the call.
+    pub(crate) fn forget_attempts(&self) {
+        if let Some(owned) = &self.owned {
+            owned.running.forget_attempts();
         }
     }
 

@@ -173,9 +173,10 @@ impl Record {
         self.count(CallStats { waited, attempts });
     }
 
-    /// Its answer is that of an earlier call.
-    pub(crate) fn replays(&mut self, cams_request_id: Option<&str>) {
-        self.cams_request_id = cams_request_id.map(Into::into);
+    /// Its answer is that of an earlier call, with this `RequestId`.
+    pub(crate) fn replays(&mut self, request_id: Option<&str>) {
+        let other = request_id.filter(|id| **id != *self.request_id);
+        self.cams_request_id = other.map(Into::into);
     }
 
     /// An attempt of the call that answers for this one may have left, and its answer is not known.

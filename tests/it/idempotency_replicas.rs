@@ -13,10 +13,14 @@ use crate::harness::Metrics;
 use crate::keyed_calls::{created, created_twice, endpoint, flow_id, learn, order, state};
 use crate::process::Process;
 use crate::redis::Redis;
+use crate::replicas::{Condition, Way};
 
 /// A replica without limits. On a busy machine the store may answer late.
 async fn replica(sim: &Running, redis: &Redis, more: &str) -> Process {
-    let store = redis.url();
+    replica_of(sim, &redis.url(), more).await
+}
+
+async fn replica_of(sim: &Running, store: &str, more: &str) -> Process {
     let toml = format!(
         "{more}\n[limits]\npreset = \"none\"\n\
          [quota]\nstore = \"{store}\"\nstore_timeout = \"10s\"\n"
@@ -332,4 +336,29 @@ async fn a_lost_call_of_a_process_without_the_store_is_not_resolved_by_the_store
     let again = send(&other, "lost").await;
     assert_eq!((again.status, state(&again)), (409, "unknown"), "{again:?}");
     assert_eq!(created_twice(&sim), []);
+}
+
+#[tokio::test]
+async fn a_call_whose_caller_leaves_while_the_store_marks_its_key_is_not_sent() {
+    let redis = Redis::start().await;
+    let way = Way::to(redis.port).await;
+    let sim = endpoint(&[]).await;
+    let replica = replica_of(&sim, &format!("redis://{}", way.address), "").await;
+    until_served(&replica, "warm", "first").await;
+    way.condition
+        .send_replace(Condition::Late(Duration::from_secs(2)));
+    let claims = "flowgate_store_seconds_count{op=\"claim\"}";
+    let before = Metrics::of(replica.admin).await.get(claims);
+    let proxy = replica.proxy;
+    let call = keyed(&proxy.to_string(), "left");
+    let caller = tokio::spawn(async move { call.send(proxy).await });
+    Metrics::until(replica.admin, claims, |claims| claims > before).await;
+    caller.abort();
+    let left = "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}";
+    Metrics::until(replica.admin, left, |left| left == 1.0).await;
+    way.condition.send_replace(Condition::Open);
+    let running = "flowgate_keys{state=\"running\"}";
+    Metrics::until(replica.admin, running, |running| running == 0.0).await;
+    until_served(&replica, "left", "first").await;
+    assert_eq!(sim.report().arrived, 2);
 }

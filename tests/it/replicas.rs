@@ -30,13 +30,13 @@ const PATH: Duration = Duration::from_millis(50);
 const PATIENT: &str = "\nstore_timeout = \"10s\"\n";
 
 /// A relay to the store that can be slowed down, or blocked without closing.
-struct Way {
-    address: SocketAddr,
-    condition: watch::Sender<Condition>,
+pub(crate) struct Way {
+    pub(crate) address: SocketAddr,
+    pub(crate) condition: watch::Sender<Condition>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Condition {
+pub(crate) enum Condition {
     Open,
     Slow(Duration),
     /// Only the server's bytes are delayed.
@@ -47,7 +47,7 @@ enum Condition {
 // === impl Way ===
 
 impl Way {
-    async fn to(port: u16) -> Self {
+    pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let condition = watch::Sender::new(Condition::Open);
