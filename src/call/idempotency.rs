@@ -3,7 +3,6 @@
 //! continues when they disconnect, and a repetition of the call waits with them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -207,6 +206,8 @@ struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        // First: an attempt that begins all the same has been noted by then.
+        self.waiter.leave();
         if let Some(attempts) = self.waiter.attempts() {
             self.record.count(attempts.stats);
         }
@@ -587,6 +588,10 @@ impl KeyedCall<'_> {
             }
             Err(refusal) => {
                 let mut refusal = refusal.clone();
+                // Another replica may have sent it.
+                if refusal.kind == Kind::OutcomeUnknown && matches!(ending.end, End::Released) {
+                    record.follows_attempt();
+                }
                 if ending.was_sent() {
                     let key = refusal.key;
                     refusal.key = state.map(|state| key.unwrap_or(state.label()));
@@ -838,27 +843,18 @@ impl Runner {
         let Some(shared) = &mut self.shared else {
             return Ok(None);
         };
-        let is_followed = AtomicBool::new(false);
         let claimed = match &self.owner {
             Some(Owner::Claimed(claim)) => {
                 claim.forget_attempts();
-                let follow = || {
-                    is_followed.store(true, Ordering::Relaxed);
-                    claim.follow();
-                };
-                shared.claim(follow, claim.abandoned()).await
+                shared.claim(|| claim.follow(), claim.abandoned()).await
             }
             Some(Owner::Marked(marked)) => {
                 marked.forget_attempts();
-                let follow = || {
-                    is_followed.store(true, Ordering::Relaxed);
-                    marked.follow();
-                };
-                shared.claim(follow, sleep_until(self.stamped_until)).await
+                let gone = sleep_until(self.stamped_until);
+                shared.claim(|| marked.follow(), gone).await
             }
             None => return Ok(None),
         };
-        let is_followed = is_followed.into_inner();
         match claimed {
             Ok(ClaimedKey::Mine) => Ok(None),
             Ok(ClaimedKey::Ended(end, stamped_until)) => {
@@ -868,13 +864,13 @@ impl Runner {
                 Ok(Some(Ok(Some((end, None)))))
             }
             Ok(ClaimedKey::Mismatch) => Err(mismatch()),
-            Ok(ClaimedKey::Abandoned) if matches!(self.owner, Some(Owner::Claimed(_))) => {
+            Ok(ClaimedKey::Abandoned { .. }) if matches!(self.owner, Some(Owner::Claimed(_))) => {
                 Ok(Some(Ok(None)))
             }
-            // An attempt of another replica may be under way.
-            Ok(ClaimedKey::Abandoned) | Err(_) if is_followed => Err(pending(&Progress::Open)),
-            // CAMS has refused the earlier attempts, and the hold is over.
-            Ok(ClaimedKey::Abandoned) => Err(pending(&Progress::Claimed)),
+            // The hold is over.
+            Ok(ClaimedKey::Abandoned { is_followed: true }) => Err(pending(&Progress::Open)),
+            // CAMS has refused the earlier attempts of this replica.
+            Ok(ClaimedKey::Abandoned { is_followed: false }) => Err(pending(&Progress::Claimed)),
             Err(_logged) => self.lose_store().map(|()| None),
         }
     }
@@ -954,6 +950,7 @@ impl Runner {
             // Its callers may have left while the store marked the key.
             if !self.is_awaited() {
                 call.record.unsent();
+                self.note_attempts(&call, false);
                 drop((permit, sending));
                 return Ok(None);
             }

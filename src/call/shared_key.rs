@@ -33,8 +33,9 @@ pub(super) enum ClaimedKey {
     Ended(CallEnd, Instant),
     /// Another order has the key.
     Mismatch,
-    /// No caller waits for it any more.
-    Abandoned,
+    /// No caller waits for it any more, or its hold is over. `is_followed`: an attempt of another replica
+    /// was under way.
+    Abandoned { is_followed: bool },
 }
 
 /// Interval of the first reads of a record that another replica has claimed, and of the later ones.
@@ -70,20 +71,27 @@ impl SharedKey {
         self.claim.id = self.claim.id.next();
         let mut gone = pin!(gone);
         let mut pause = FIRST_POLL;
+        let mut is_followed = false;
         loop {
-            match self.records.claim(&self.claim, self.hold).await? {
-                SharedState::Mine => return Ok(ClaimedKey::Mine),
-                SharedState::Done(created) => {
+            match self.records.claim(&self.claim, self.hold).await {
+                Ok(SharedState::Mine) => return Ok(ClaimedKey::Mine),
+                Ok(SharedState::Done(created)) => {
                     return Ok(ClaimedKey::Ended(CallEnd::Created(created), Instant::now()));
                 }
-                SharedState::Unknown(record) => return Ok(self.unknown(record)),
-                SharedState::Mismatch => return Ok(ClaimedKey::Mismatch),
-                SharedState::Open(_) => follow(),
-                SharedState::Claimed(_) | SharedState::Gated | SharedState::Absent => {}
+                Ok(SharedState::Unknown(record)) => return Ok(self.unknown(record)),
+                Ok(SharedState::Mismatch) => return Ok(ClaimedKey::Mismatch),
+                Ok(SharedState::Open(_)) => {
+                    is_followed = true;
+                    follow();
+                }
+                Ok(SharedState::Claimed(_) | SharedState::Gated | SharedState::Absent) => {}
+                // Only the store knows how the attempt of the other replica ends.
+                Err(_logged) if is_followed => {}
+                Err(error) => return Err(error),
             }
             tokio::select! {
                 biased;
-                () = &mut gone => return Ok(ClaimedKey::Abandoned),
+                () = &mut gone => return Ok(ClaimedKey::Abandoned { is_followed }),
                 () = sleep(pause) => {}
             }
             pause = (2 * pause).min(LONGEST_POLL);

@@ -183,6 +183,7 @@ pub(crate) enum LostRecord {
 pub(crate) struct Waiter {
     running: Arc<Running>,
     progress: watch::Receiver<Progress>,
+    has_left: bool,
 }
 
 // === impl Resolution ===
@@ -360,6 +361,7 @@ impl Waiter {
         Self {
             running: running.clone(),
             progress: running.progress.subscribe(),
+            has_left: false,
         }
     }
 
@@ -413,12 +415,20 @@ impl Waiter {
             changed.expect("this waiter holds the record, and with it the sender");
         }
     }
+
+    /// Waits no longer.
+    pub(crate) fn leave(&mut self) {
+        if std::mem::replace(&mut self.has_left, true) {
+            return;
+        }
+        if self.running.waiters.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.running.abandoned.notify_waiters();
+        }
+    }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        if self.running.waiters.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.running.abandoned.notify_waiters();
-        }
+        self.leave();
     }
 }

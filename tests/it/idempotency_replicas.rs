@@ -362,3 +362,41 @@ async fn a_call_whose_caller_leaves_while_the_store_marks_its_key_is_not_sent() 
     until_served(&replica, "left", "first").await;
     assert_eq!(sim.report().arrived, 2);
 }
+
+#[tokio::test]
+async fn a_call_that_follows_another_replica_is_not_sent_when_the_store_stops() {
+    let mut redis = Redis::start().await;
+    let sim = endpoint(&["named=slow,held"]).await;
+    let ahead = replica(&sim, &redis, "").await;
+    let follower = sending_replica(&sim, &redis, "").await;
+    for (replica, name) in [(&ahead, "warm-0"), (&follower, "warm-1")] {
+        until_served(replica, name, "first").await;
+    }
+    let proxy = ahead.proxy;
+    let first = keyed(&proxy.to_string(), "slow");
+    let first = tokio::spawn(async move { first.send(proxy).await });
+    while sim.report().arrived < 3 {
+        tokio::task::yield_now().await;
+    }
+    let claims = "flowgate_store_seconds_count{op=\"claim\"}";
+    let before = Metrics::of(follower.admin).await.get(claims);
+    let proxy = follower.proxy;
+    let mut second = keyed(&proxy.to_string(), "slow");
+    second.push("x-flowgate-hold", "5s");
+    let second = tokio::spawn(async move { second.send(proxy).await });
+    Metrics::until(follower.admin, claims, |claims| claims > before).await;
+    redis.stop().await;
+    let second = second.await.unwrap();
+    assert_eq!(
+        (second.status, state(&second)),
+        (409, "pending"),
+        "{second:?}"
+    );
+    assert_eq!(
+        sim.report().arrived,
+        3,
+        "only the other replica has sent it"
+    );
+    sim.set_faults(vec![]);
+    assert_eq!(first.await.unwrap().status, 200);
+}
