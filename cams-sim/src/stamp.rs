@@ -24,7 +24,8 @@ pub(crate) struct Stamped {
     begin: Begin,
 }
 
-/// Asks the kernel to stamp what the connections of this listener receive, from their first byte.
+/// Asks the kernel to stamp what the connections of this listener receive, from their first byte. It
+/// begins a moment later if no socket of the machine was stamped before.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -33,8 +34,8 @@ pub fn stamp(listener: &impl AsFd) -> io::Result<()> {
 }
 
 /// Reads bytes that are available and returns their number, 0 at the end of the stream, and when
-/// the kernel received the last of them: now, unless the listener of the connection is
-/// [stamped](stamp) and the system is Linux.
+/// the kernel received the last of them: now, unless the kernel [stamps](stamp) the connection, which
+/// only Linux does.
 ///
 /// # Errors
 /// When reading fails; `WouldBlock` when no bytes are available.
