@@ -206,12 +206,14 @@ struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // First: an attempt that begins all the same has been noted by then.
+        // Read before and after: the record may end when its last caller leaves, and an attempt that
+        // begins all the same has been noted by then.
+        let before = self.waiter.may_be_executed(self.is_shared);
         self.waiter.leave();
         if let Some(attempts) = self.waiter.attempts() {
             self.record.count(attempts.stats);
         }
-        if self.waiter.may_be_executed(self.is_shared) {
+        if before || self.waiter.may_be_executed(self.is_shared) {
             self.record.follows_attempt();
         }
     }
